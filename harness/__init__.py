@@ -1,0 +1,58 @@
+"""An instrument for studying emergence: sweep a family over tasks, analyse the answers, report what was found.
+
+    import harness
+    results = harness.run_sweep("demo")        # or a path to a sweep's TOML file
+    results = harness.load_results("results/demo")
+    results.scores, results.verdicts           # pandas
+    harness.write_report(results, "reports/demo")
+
+Nothing heavy is imported before it is called; all but `run_sweep` work without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from harness.store import Results
+
+
+def run_sweep(
+    spec: str | Path, *, results: str | Path = "results", tasks: Sequence[str] = (), workers: int | None = None
+) -> Results:
+    """Train and evaluate what `spec` is missing under `results`/<name>, then analyse it.
+
+    `tasks`: further task names or .py files. `workers`: processes, 0 for this one; by default what suits the sweep."""
+    from harness.plan import make_plan
+    from harness.progress import Display
+    from harness.spec import load_sweep
+    from harness.sweep import default_workers, run_missing
+
+    sweep = load_sweep(spec, extra_tasks=tasks)
+    plan = make_plan(sweep, Path(results))
+    workers = default_workers(plan) if workers is None else workers
+    with Display(plan, quiet=True) as display:
+        run_missing(sweep, Path(results), workers=workers, report=display)
+    return analyze_results(plan.folder)
+
+
+def load_results(path: str | Path) -> Results:
+    """Read the tables of a results folder."""
+    from harness import store
+
+    return store.load_results(path)
+
+
+def analyze_results(path: str | Path) -> Results:
+    """Score the stored answers of a results folder again, fit, and judge; no model is run."""
+    from harness.analyze import analyze
+
+    return analyze(Path(path))
+
+
+def write_report(results: Results | str | Path, out: str | Path) -> Path:
+    """Write the report of `results` into `out`; return the path of its index.html."""
+    from harness.report import build_report
+
+    return build_report(load_results(results) if isinstance(results, str | Path) else results, Path(out))

@@ -1,0 +1,272 @@
+"""The command `harness`. Results go to stdout or files, progress and errors to stderr.
+
+Exit codes: 0 done, 1 some cells failed, 2 the input was wrong. Heavy imports wait inside the commands."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from harness.plan import Plan
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # plain help: rich alone doubles the time to the first line
+    pretty_exceptions_enable=False,
+    help="Train a family of Transformer sizes, ask every size every task, and say which abilities emerge.",
+)
+tasks_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The tasks that every size is asked.")
+family_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The sizes that are trained.")
+app.add_typer(tasks_app, name="tasks")
+app.add_typer(family_app, name="family")
+
+Spec = Annotated[str, typer.Argument(metavar="SPEC", help="A sweep's TOML file, or a built-in sweep: demo, smoke.")]
+ResultsFolder = Annotated[Path, typer.Argument(metavar="RESULTS", help="A sweep's results folder, e.g. results/demo.")]
+ResultsOption = Annotated[Path, typer.Option("--results", metavar="DIR", help="Where results folders stand.")]
+ReportsOption = Annotated[Path, typer.Option("--reports", metavar="DIR", help="Where report folders stand.")]
+TasksOption = Annotated[
+    list[str] | None, typer.Option("--tasks", metavar="NAME|FILE", help="Ask these as well; may be given repeatedly.")
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option("--workers", min=0, help="Processes; 0 works in this one. Default: one per core, 0 for a tiny sweep."),
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="Say nothing but failures while it runs.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+_DEFAULT_RESULTS, _DEFAULT_REPORTS = Path("results"), Path("reports")
+
+
+@app.command()
+def plan(
+    spec: Spec,
+    tasks: TasksOption = None,
+    results: ResultsOption = _DEFAULT_RESULTS,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a sweep would run, what it costs and what is done. Trains nothing."""
+    from harness.plan import make_plan
+    from harness.spec import load_sweep
+
+    _print_plan(make_plan(load_sweep(spec, extra_tasks=tasks or []), results), as_json=as_json)
+
+
+@app.command()
+def sweep(
+    spec: Spec,
+    tasks: TasksOption = None,
+    results: ResultsOption = _DEFAULT_RESULTS,
+    reports: ReportsOption = _DEFAULT_REPORTS,
+    workers: WorkersOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Train and evaluate what is missing, then analyse and report. Run again to finish or extend."""
+    from harness.analyze import analyze as analyze_folder
+    from harness.plan import make_plan
+    from harness.progress import Display, minutes
+    from harness.report import build_report
+    from harness.spec import load_sweep
+    from harness.sweep import default_workers, run_missing
+
+    started = time.monotonic()
+    loaded = load_sweep(spec, extra_tasks=tasks or [])
+    before = make_plan(loaded, results)
+    for name, reason in loaded.left_out.items():
+        print(f"left out: {name}: {reason}", file=sys.stderr)
+    if not quiet:
+        n_todo, n_runs = len(before.todo), len(before.runs)
+        print(f"{loaded.spec.name}: {n_todo} of {n_runs} runs to do, in {before.folder}", file=sys.stderr)
+    with Display(before, quiet=quiet) as display:
+        workers = default_workers(before) if workers is None else workers
+        after = run_missing(loaded, results, workers=workers, report=display)
+    found = analyze_folder(after.folder)
+    page = build_report(found, reports / loaded.spec.name)
+    cpu = sum(entry["cpu_seconds"] + entry["evaluate_cpu_seconds"] for entry in found.ledger)
+    _print_table(_verdict_summary(found.verdicts), as_json=False)
+    print(f"this command: {minutes(time.monotonic() - started)}; CPU time of all runs in the folder: {minutes(cpu)}")
+    print(f"tables: {after.folder}\nreport: {page}")
+    failed = [p for p in after.runs if not p.done]
+    for p in failed:
+        reason = p.failure["reason"] if p.failure else "not finished"
+        print(f"failed: {p.run.run_id}: {reason} (details: {p.folder / 'error.json'})", file=sys.stderr)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    tasks: TasksOption = None,
+    results: ResultsOption = _DEFAULT_RESULTS,
+    reports: ReportsOption = _DEFAULT_REPORTS,
+    workers: WorkersOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Run the built-in demo sweep: a real family, real training, a report with curves."""
+    sweep("demo", tasks, results, reports, workers, quiet)
+
+
+@app.command()
+def analyze(results: ResultsFolder) -> None:
+    """Score stored answers again, fit, and judge. Runs no model and needs no torch."""
+    from harness.analyze import analyze as analyze_folder
+
+    found = analyze_folder(results)
+    _print_table(_verdict_summary(found.verdicts), as_json=False)
+    print(f"tables: {results}")
+
+
+@app.command()
+def report(results: ResultsFolder, reports: ReportsOption = _DEFAULT_REPORTS) -> None:
+    """Write the report of a results folder."""
+    from harness import load_results, write_report
+
+    print(f"report: {write_report(load_results(results), reports / results.resolve().name)}")
+
+
+@tasks_app.command("list")
+def tasks_list(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME|FILE]...", help="Only these.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List tasks with kind, ability, role, levels and what each asks."""
+    from tasks import TASKS, load_task
+
+    found = [task for name in names for task in load_task(name)] if names else list(TASKS)
+    if as_json:
+        print(json.dumps([task.describe() for task in found], indent=2))
+        return
+    import pandas as pd
+
+    rows = [
+        {
+            "name": task.name,
+            "kind": task.kind,
+            "ability": task.ability,
+            "role": task.role,
+            "levels": " ".join(task.level_names) or "-",
+            "asks": task.description,
+        }
+        for task in found
+    ]
+    _print_table(pd.DataFrame(rows), as_json=False)
+
+
+@family_app.command("show")
+def family_show(spec: Spec = "demo", as_json: JsonOption = False) -> None:
+    """Show the sizes of a sweep: shape, both parameter counts, FLOPs per token, tokens, compute."""
+    import pandas as pd
+
+    from harness.spec import load_sweep
+
+    loaded = load_sweep(spec)
+    models = {run.model.name: run for run in loaded.runs}.values()
+    rows = [
+        {
+            "size": run.model.name,
+            "n_layer": run.model.n_layer,
+            "d_model": run.model.d_model,
+            "n_head": run.model.n_head,
+            "d_ff": run.model.d_ff,
+            "n_params_non_embedding": run.model.n_params_non_embedding,
+            "n_params": run.model.n_params,
+            "flops_per_token": run.model.flops_per_token,
+            "tokens": run.train.tokens,
+            "flops": run.flops,
+        }
+        for run in models
+    ]
+    _print_table(pd.DataFrame(rows), as_json=as_json)
+
+
+def _print_plan(found: Plan, *, as_json: bool) -> None:
+    import pandas as pd
+
+    from harness.progress import minutes
+    from harness.sweep import default_workers
+
+    correction = found.correction
+    rows = [
+        {
+            "run": p.run.run_id,
+            "N_non_embedding": p.run.model.n_params_non_embedding,
+            "N": p.run.model.n_params,
+            "D_tokens": p.run.train.tokens,
+            "C_flops": p.run.flops,
+            "state": p.state,
+            "cells_missing": len(p.missing),
+            "cpu_seconds_left": round(p.seconds * correction),
+            "why": p.failure["reason"] if p.failure else "",
+        }
+        for p in found.runs
+    ]
+    _print_table(pd.DataFrame(rows), as_json=as_json)
+    if not as_json:
+        cpu = sum(p.seconds for p in found.todo) * correction
+        workers = max(1, default_workers(found))
+        print(
+            f"{len(found.todo)} of {len(found.runs)} runs to do; training: about {minutes(cpu)} of CPU, "
+            f"{minutes(cpu / workers)} with {workers} workers; disk: about {found.disk_bytes / 1e6:.0f} MB in {found.folder}"
+        )
+
+
+def _verdict_summary(verdicts: pd.DataFrame) -> pd.DataFrame:
+    columns = ["task", "level", "metric", "label", "width", "width_lo", "width_hi", "effect", "chance"]
+    return verdicts.loc[verdicts["headline"].astype(bool), columns].round(2)
+
+
+def _print_table(frame: pd.DataFrame, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(json.loads(frame.to_json(orient="records")), indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in frame:
+        numeric = frame[column].dtype.kind in "iuf"
+        table.add_column(str(column), justify="right" if numeric else "left", no_wrap=column != "asks")
+    for row in frame.itertuples(index=False):
+        table.add_row(*(_cell(value) for value in row))
+    # Off a terminal rich would wrap at 80 columns and cut numbers.
+    Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False).print(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None or value != value:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) >= 1e6 else f"{value:g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def main() -> NoReturn:
+    """Run the command; a wrong input is one clear line on stderr and exit code 2, never a traceback."""
+    try:
+        app()
+    except ValueError as error:
+        from harness.spec import InputError
+        from harness.store import StoreError
+        from models.spec import SpecError
+        from tasks.base import TaskError
+
+        if not isinstance(error, InputError | StoreError | SpecError | TaskError):
+            raise
+        print(f"harness: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("harness: stopped; what is finished is kept, and the same command goes on from there", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Ask a language model every document of a task; one row per document comes back.
+
+Scores are not computed here: what is stored is what the model said, so that any metric can be read off later."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from harness.store import SAMPLES
+from models.lm import LanguageModel, TextScored
+from tasks import Task
+from tasks.base import Document
+from tasks.prompting import drop_shots
+
+_WORD = re.compile(r"\S+")
+_SENTENCE = re.compile(r"[^.!?\n]+[.!?]*")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A document as one model is asked it: whole shots dropped until it fits the context."""
+
+    document: Document
+    n_prompt_tokens: int
+    truncated: bool  # it did not fit even without shots
+
+
+def questions(documents: Iterable[Document], model: LanguageModel) -> list[Question]:
+    """Fit documents to the model's context. The result serves every model of a family: it depends on tokenizer and context."""
+
+    def room(document: Document) -> int:
+        longest = max(model.count_tokens(text) for text in document.continuations)
+        # One place is the beginning-of-sequence token's.
+        return model.context_length - 1 - max(longest, document.max_tokens if document.output == "Answer" else 0)
+
+    asked = []
+    for document in documents:
+        if document.output == "Text":  # scored in windows, so it always fits
+            asked.append(Question(document, 0, False))
+            continue
+        free = room(document)
+        if model.count_tokens(document.prompt) > free:
+            document = drop_shots(document, lambda prompt, free=free: model.count_tokens(prompt) <= free)
+        n_tokens = model.count_tokens(document.prompt)
+        asked.append(Question(document, n_tokens, n_tokens > free))
+    return asked
+
+
+def answer(model: LanguageModel, asked: Sequence[Question], *, run_id: str, step: int, task: Task) -> pd.DataFrame:
+    """Return the samples of one task: a frame with the columns of store.SAMPLES, in document order."""
+    documents = [question.document for question in asked]
+    output = documents[0].output
+    rows: list[dict[str, Any]]
+    if output == "Text":
+        rows = [_text_row(d.continuations[0], s) for d, s in zip(documents, _rolling(model, documents), strict=True)]
+    else:
+        scored = model.loglikelihood([(d.prompt, d.continuations) for d in documents])
+        rows = [
+            {
+                "logprobs": [s.logprob for s in group],
+                "n_tokens": [s.n_tokens for s in group],
+                "n_greedy": [s.n_greedy for s in group],
+                "straddles": any(s.straddles for s in group),
+            }
+            for group in scored
+        ]
+    if output == "Answer":
+        said = model.generate(
+            [d.prompt for d in documents],
+            stop=[d.stop for d in documents],
+            max_tokens=[d.max_tokens for d in documents],
+        )
+        for row, generation in zip(rows, said, strict=True):
+            row |= {"generation": generation.text, "generation_raw": generation.raw}
+    for row, question in zip(rows, asked, strict=True):
+        row |= {
+            "run_id": run_id,
+            "step": step,
+            "task": task.name,
+            "level": question.document.level,
+            "doc_id": question.document.doc_id,
+            "task_digest": task.digest,
+            "prompt_digest": question.document.prompt_digest,
+            "n_prompt_tokens": question.n_prompt_tokens,
+            "truncated": question.truncated,
+        }
+    return pd.DataFrame(rows, columns=SAMPLES.names)
+
+
+def documents_frame(documents: Iterable[Document]) -> pd.DataFrame:
+    """Return evaluation documents as a frame with the columns of store.DOCUMENTS."""
+    columns = ("task", "level", "doc_id", "output", "prompt", "answer", "stop", "chance", "n_shot", "prompt_digest")
+    return pd.DataFrame(
+        [{c: getattr(d, c) for c in columns} | {"continuations": list(d.continuations)} for d in documents]
+    )
+
+
+def _rolling(model: LanguageModel, documents: Sequence[Document]) -> list[TextScored]:
+    return model.loglikelihood_rolling([d.continuations[0] for d in documents])
+
+
+def _text_row(text: str, scored: TextScored) -> dict[str, Any]:
+    right = np.ones(len(text), dtype=bool)  # characters inside tokens that were the model's first choice
+    for (start, end), greedy in zip(scored.token_spans, scored.token_greedy, strict=True):
+        right[start:end] &= greedy
+    row: dict[str, Any] = {
+        "logprobs": [scored.logprob],
+        "n_tokens": [scored.n_tokens],
+        "n_greedy": [scored.n_greedy],
+        "straddles": False,
+        "chars": len(text),
+        "chars_greedy": int(right.sum()),
+    }
+    for unit, pattern in (("words", _WORD), ("sentences", _SENTENCE)):
+        spans = [match.span() for match in pattern.finditer(text)]
+        row |= {unit: len(spans), f"{unit}_greedy": sum(bool(right[a:b].all()) for a, b in spans)}
+    return row

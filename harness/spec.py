@@ -1,0 +1,291 @@
+"""What a sweep is: the TOML file, checked as a whole and frozen into values."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from harness.emergence import Constants
+from models.spec import ModelSpec, SpecError, TrainSpec, size_to_spec
+from tasks import Task, load_task
+from tasks.base import TaskError
+
+SWEEPS = Path(__file__).parent / "sweeps"
+
+
+class InputError(ValueError):
+    """The input was wrong: one line that names what was given, what is accepted and what to do."""
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """Return "; did you mean 'x'?" for the closest of `known`, or a full stop: how an error's first sentence ends."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else "."
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Family(_Section):
+    """The sizes, and what all of them share."""
+
+    sizes: Annotated[list[str], Field(min_length=1)]
+    n_head: int = 2
+    vocab_size: int = 768
+    context_length: int = 96
+    parametrization: Literal["mup", "sp"] = "mup"
+    base_width: int = 64
+    base_depth: int = 2
+
+
+class Train(_Section):
+    """One recipe for every size; TrainSpec says what each number means."""
+
+    tokens: int
+    batch_tokens: int
+    peak_lr: float
+    warmup: float = 0.05
+    decay: float = 0.4
+    final_lr: float = 0.02
+    weight_decay: float = 0.1
+    grad_clip: float = 1.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    attention: str = "auto"
+    n_checkpoints: int = 6
+
+
+class Corpus(_Section):
+    """The training text: share of the rows that each task's training documents get."""
+
+    mixture: dict[str, float]
+
+    @field_validator("mixture")
+    @classmethod
+    def _positive(cls, mixture: dict[str, float]) -> dict[str, float]:
+        if not mixture or any(share <= 0 for share in mixture.values()):
+            raise ValueError("needs at least one task, each with a share above 0")
+        return mixture
+
+
+class Evaluate(_Section):
+    """Which tasks, on how many documents of each level, at which checkpoints."""
+
+    tasks: list[str] | None = None
+    documents: Annotated[int, Field(gt=0)] | None = None
+    checkpoints: Literal["last", "ends", "all"] = "last"
+
+
+class SweepSpec(_Section):
+    """One sweep: sizes x seeds, the text they are trained on, the tasks they are asked, the rules of the verdict."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    note: str = ""
+    seeds: Annotated[list[int], Field(min_length=1)]
+    family: Family
+    train: Train
+    corpus: Corpus
+    evaluate: Evaluate = Evaluate()
+    verdict: dict[str, float] = {}
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) != len(seeds) or min(seeds) < 0:
+            raise ValueError(f"seeds must be distinct and not negative, got {seeds}")
+        return seeds
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """One training run of the grid. Its id is its name and a hash of everything that shapes its weights."""
+
+    model: ModelSpec
+    train: TrainSpec
+    corpus_digest: str  # tokenizer recipe + mixture + the code of the mixed tasks
+
+    @cached_property
+    def run_id(self) -> str:
+        return f"{self.model.name}-s{self.train.seed}-{digest(asdict(self))[:8]}"
+
+    @property
+    def flops(self) -> float:
+        return self.model.flops_per_token * self.train.tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """A spec with its tasks loaded and its grid laid out: what the running half works on."""
+
+    spec: SweepSpec
+    tasks: tuple[Task, ...]  # asked of every size
+    mixture: tuple[tuple[Task, float], ...]  # written into the training text; shares sum to 1
+    runs: tuple[RunSpec, ...]
+    constants: Constants
+    left_out: dict[str, str]  # task -> why it is not available on this machine
+    folder: Path  # relative task files of the spec are looked up here
+    extra_tasks: tuple[str, ...]
+
+    def settings(self) -> dict[str, Any]:
+        """Return what must not change once runs exist; sizes, seeds and tasks may grow and are not in it."""
+        spec = self.spec.model_dump(mode="json")
+        return {
+            "family": {key: value for key, value in spec["family"].items() if key != "sizes"},
+            "train": spec["train"],
+            "corpus": spec["corpus"]
+            | {
+                "training text": {task.name: task.digest for task, _ in self.mixture},
+                "left out": sorted(self.left_out),
+            },
+            "evaluate": {key: spec["evaluate"][key] for key in ("documents", "checkpoints")},
+        }
+
+
+def digest(value: Any) -> str:
+    """Return the SHA-256 of a JSON-like value, the same on every machine."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def load_sweep(path: str | Path, *, extra_tasks: Sequence[str] = ()) -> Sweep:
+    """Read a sweep's TOML file, or a built-in sweep by its name, and check all of it.
+
+    `extra_tasks`: names or .py files evaluated beside those of the file. Raises InputError naming every error at once."""
+    file, text = _read(path)
+    try:
+        spec = SweepSpec.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{file.name}: not valid TOML: {error}") from None
+    except ValidationError as error:
+        raise InputError(_all_errors(file.name, error)) from None
+    here = [_located(name, Path.cwd()) for name in extra_tasks]
+    return resolve(spec, source=file.name, folder=file.parent, extra_tasks=here)
+
+
+def resolve(spec: SweepSpec, *, source: str, folder: Path, extra_tasks: Sequence[str] = ()) -> Sweep:
+    """Load the tasks and lay out the grid of a valid spec; every further error is named at once, with its place.
+
+    `extra_tasks` are names or absolute paths."""
+    errors: list[str] = []
+
+    def attempt(place: str, make: Any) -> Any:
+        try:
+            return make()
+        except (SpecError, TaskError, InputError) as error:
+            errors.append(f"{place}: {error}")
+            return None
+
+    def load(place: str, names: Iterable[str]) -> list[Task]:
+        found = [attempt(f"{place}.{name}", lambda name=name: load_task(_located(name, folder))) for name in names]
+        return [task for tasks in found for task in tasks or ()]
+
+    mixed = load("corpus.mixture", spec.corpus.mixture)
+    asked = load("evaluate.tasks", spec.corpus.mixture if spec.evaluate.tasks is None else spec.evaluate.tasks)
+    asked += [task for task in load("--tasks", extra_tasks) if task not in asked]
+    for place, group in (("corpus.mixture", mixed), ("evaluate.tasks", asked)):
+        names = [task.name for task in group]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            errors.append(f"{place}: two tasks are named {', '.join(twice)}; give each its own name")
+    constants = attempt("verdict", lambda: _constants(spec.verdict))
+    family = spec.family.model_dump(exclude={"sizes"})
+    models = [
+        attempt(f"family.sizes.{i}", lambda s=s: size_to_spec(s, **family)) for i, s in enumerate(spec.family.sizes)
+    ]
+    recipe = spec.train.model_dump()
+    train = attempt("train", lambda: TrainSpec(**recipe))
+    if len(set(spec.family.sizes)) != len(spec.family.sizes):
+        errors.append(f"family.sizes: a size is listed twice in {spec.family.sizes}")
+    if spec.train.batch_tokens % spec.family.context_length:
+        errors.append(
+            f"train.batch_tokens: {spec.train.batch_tokens} is not a whole number of rows of "
+            f"{spec.family.context_length} tokens (family.context_length)"
+        )
+    if errors:
+        raise InputError("\n".join(f"{source}: {line}" for line in dict.fromkeys(errors)))
+
+    left_out = {task.name: reason for task in mixed + asked if (reason := task.unavailable())}
+    shares = {task: share for task, share in zip(mixed, spec.corpus.mixture.values(), strict=True)}
+    shares = {task: share for task, share in shares.items() if task.name not in left_out}
+    if not shares:
+        raise InputError(f"{source}: corpus.mixture: no task is available here: {'; '.join(left_out.values())}")
+    mixture = tuple((task, share / sum(shares.values())) for task, share in shares.items())
+    corpus_digest = digest([spec.family.vocab_size, [(task.name, task.digest, share) for task, share in mixture]])
+    runs = tuple(
+        RunSpec(model=model, train=replace(train, seed=seed, data_seed=seed), corpus_digest=corpus_digest)
+        for model in models
+        for seed in spec.seeds
+    )
+    return Sweep(
+        spec=spec,
+        tasks=tuple(task for task in asked if task.name not in left_out),
+        mixture=mixture,
+        runs=runs,
+        constants=constants,
+        left_out=left_out,
+        folder=folder,
+        extra_tasks=tuple(extra_tasks),
+    )
+
+
+def _located(name: str, folder: Path) -> str:
+    """Return a task's name as it is, and a task file's path as seen from `folder`."""
+    return str((folder / name).resolve()) if ".py" in name else name
+
+
+def _read(path: str | Path) -> tuple[Path, str]:
+    built_in = {file.stem: file for file in sorted(SWEEPS.glob("*.toml"))}
+    file = built_in.get(str(path), Path(path))
+    try:
+        return file, file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        hint = did_you_mean(str(path), list(built_in))
+        raise InputError(
+            f"{path}: no such file or built-in sweep{hint} Built-in sweeps: {', '.join(built_in)}"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as a UTF-8 text file: {error}") from None
+
+
+def _constants(given: dict[str, float]) -> Constants:
+    known = list(Constants.__dataclass_fields__)
+    for key in given:
+        if key not in known:
+            raise InputError(f"unknown constant {key!r}{did_you_mean(key, known)} Known: {', '.join(known)}")
+    try:
+        return Constants(**given)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def _fields_at(path: tuple[str | int, ...]) -> list[str]:
+    """Return the accepted keys of the section that `path` points into."""
+    section: Any = SweepSpec
+    for key in path:
+        field = section.model_fields.get(key) if isinstance(section, type) else None
+        section = field.annotation if field else None
+        if not (isinstance(section, type) and issubclass(section, BaseModel)):
+            return []
+    return list(section.model_fields)
+
+
+def _all_errors(source: str, error: ValidationError) -> str:
+    lines = []
+    for item in error.errors(include_url=False):
+        place, known = ".".join(map(str, item["loc"])), _fields_at(item["loc"][:-1])
+        if item["type"] == "extra_forbidden":
+            key = str(item["loc"][-1])
+            lines.append(f"{source}: {place}: unknown key{did_you_mean(key, known)} Accepted: {', '.join(known)}")
+        elif item["type"] == "missing":
+            lines.append(f"{source}: {place}: this key is required")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            lines.append(f"{source}: {place}: {message[0].lower()}{message[1:]} (got {item['input']!r})")
+    return "\n".join(lines)

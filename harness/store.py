@@ -1,0 +1,208 @@
+"""results/<sweep>/ on disk and as pandas.
+
+    spec.json  tasks.json          the resolved sweep, and what each task is
+    tokenizer/  data/              shared by every run of the sweep
+    runs/<run_id>/                 run.json (ledger), step-*/ (native checkpoints), error.json where it failed
+    documents/<task>-<digest>      the evaluation documents, once per task
+    samples/<run_id>/step-*/<task>-<digest>    one immutable part per run x checkpoint x task
+    runs scores fits verdicts examples missing .parquet    derived, written by the analysis
+
+A file is written under a dot-name, fsynced and renamed, so what is present is complete. Names carry the digest of
+the task's code, so no result of an older version of a task is ever read as one of the new version.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+TABLES = ("runs", "scores", "fits", "verdicts", "examples", "missing")
+
+SAMPLES = pa.schema(
+    [
+        ("run_id", pa.string()),
+        ("step", pa.int64()),
+        ("task", pa.string()),
+        ("level", pa.string()),
+        ("doc_id", pa.int64()),
+        ("task_digest", pa.string()),
+        ("prompt_digest", pa.string()),
+        ("n_prompt_tokens", pa.int64()),
+        ("truncated", pa.bool_()),  # the prompt was cut to fit the context
+        ("straddles", pa.bool_()),  # a token spans the join of prompt and continuation
+        # One entry per continuation: the choices, the references, or the text itself.
+        ("logprobs", pa.list_(pa.float64())),  # nats, summed over the continuation's tokens
+        ("n_tokens", pa.list_(pa.int64())),
+        ("n_greedy", pa.list_(pa.int64())),  # tokens that are the model's first choice
+        ("generation", pa.string()),  # trimmed at the stop string; null where nothing was generated
+        ("generation_raw", pa.string()),
+        # Units of a text that a greedy reader would have predicted whole; null where the task has no text.
+        *((name, pa.int64()) for unit in ("words", "chars", "sentences") for name in (unit, f"{unit}_greedy")),
+    ]
+)
+
+DOCUMENTS = pa.schema(
+    [
+        ("task", pa.string()),
+        ("level", pa.string()),
+        ("doc_id", pa.int64()),
+        ("output", pa.string()),  # Choice | Answer | Text
+        ("prompt", pa.string()),
+        ("continuations", pa.list_(pa.string())),
+        ("answer", pa.int64()),
+        ("stop", pa.string()),
+        ("chance", pa.float64()),
+        ("n_shot", pa.int64()),
+        ("prompt_digest", pa.string()),
+    ]
+)
+
+
+class StoreError(ValueError):
+    """A results folder cannot be read or written: one line with what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """The tables of one sweep, as pandas, with its spec, its tasks and what was measured of each run's cost."""
+
+    path: Path
+    spec: dict[str, Any]
+    tasks: list[dict[str, Any]]
+    ledger: list[dict[str, Any]]
+    runs: pd.DataFrame
+    scores: pd.DataFrame
+    fits: pd.DataFrame
+    verdicts: pd.DataFrame
+    examples: pd.DataFrame
+    missing: pd.DataFrame
+
+
+def load_results(path: str | Path) -> Results:
+    """Read the tables of a results folder. Raises StoreError when they are not there or not readable."""
+    folder = Path(path)
+    if not folder.is_dir():
+        raise StoreError(f"{folder}: no such results folder; make one with: harness sweep SPEC")
+    absent = [name for name in TABLES if not (folder / f"{name}.parquet").exists()]
+    if absent:
+        raise StoreError(f"{folder}: {', '.join(absent)} not there yet; make them with: harness analyze {folder}")
+    frames = {name: read_table(folder / f"{name}.parquet") for name in TABLES}
+    return Results(
+        path=folder,
+        spec=read_json(folder / "spec.json"),
+        tasks=read_json(folder / "tasks.json"),
+        ledger=read_json(folder / "ledger.json") if (folder / "ledger.json").exists() else [],
+        **frames,
+    )
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary sibling of `path`; on success it is fsynced and takes the place of `path` in one step."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise StoreError(
+            f"{path}: cannot be written ({error.strerror or error}); check the folder, or use --results"
+        ) from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def write_json(path: Path, value: Any) -> None:
+    with _replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StoreError(f"{path}: not there; is {path.parent} a results folder?") from None
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path}: cannot be read ({error}); restore it, or remove it and sweep again") from None
+
+
+def write_table(path: Path, frame: pd.DataFrame, schema: pa.Schema | None = None) -> None:
+    """Write a frame as parquet, atomically; the same frame gives the same bytes."""
+    table = pa.Table.from_pandas(frame, schema=schema, preserve_index=False).replace_schema_metadata(None)
+    with _replacing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    try:
+        return pq.read_table(path, partitioning=None).to_pandas()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise StoreError(
+            f"{path}: not a readable parquet file ({error}); delete it and run the same sweep again"
+        ) from None
+
+
+def is_part(path: Path) -> bool:
+    """Return whether a complete parquet part stands at `path`; a damaged one counts as missing and is made anew."""
+    try:
+        pq.read_metadata(path)
+    except (OSError, pa.ArrowInvalid):
+        return False
+    return True
+
+
+def part_name(task: str, task_digest: str) -> str:
+    return f"{task}-{task_digest[:12]}.parquet"
+
+
+def documents_path(folder: Path, task: str, task_digest: str) -> Path:
+    return folder / "documents" / part_name(task, task_digest)
+
+
+def samples_path(folder: Path, run_id: str, step: int, task: str, task_digest: str) -> Path:
+    return folder / "samples" / run_id / f"step-{step:06d}" / part_name(task, task_digest)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a results folder for this process; the system lets go of the lock when the process ends, however it ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "a+")  # noqa: SIM115 (held open: closing it would let the lock go)
+    except OSError as error:
+        raise StoreError(f"{folder}: cannot be written ({error.strerror}); choose another with --results") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            raise StoreError(f"{folder}: in use by process {holder}; wait for it, or use another --results") from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        _remove_half_written(folder)
+        yield
+
+
+def _remove_half_written(folder: Path) -> None:
+    """Remove what a killed writer left under a dot-name; only the holder of the lock may, nobody else is writing."""
+    for path in sorted(folder.rglob(".*"), reverse=True):
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != ".lock":
+            path.unlink()

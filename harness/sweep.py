@@ -1,0 +1,254 @@
+"""Do what a sweep has not done yet, and record what failed."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import shutil
+import sys
+import time
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness import corpus
+from harness.execute import Event, Job, Progress, Report, one_thread, run_jobs
+from harness.plan import Plan, RunPlan, evaluated_steps, make_plan
+from harness.spec import Sweep, SweepSpec, resolve
+from harness.store import (
+    DOCUMENTS,
+    SAMPLES,
+    documents_path,
+    is_part,
+    locked,
+    read_json,
+    samples_path,
+    write_json,
+    write_table,
+)
+
+if TYPE_CHECKING:
+    from harness.evaluate import Question
+
+
+_SECONDS_WORTH_A_WORKER = 60.0  # a worker spends about 8 s of CPU on its imports
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What a worker is told: how to load the sweep again by itself, and which piece of it to do.
+
+    Tasks are functions of the user's own files; they do not travel, their names do."""
+
+    spec_json: str
+    spec_folder: Path  # relative task files are looked up here
+    extra_tasks: tuple[str, ...]
+    results: Path  # of this sweep
+    data_seed: int | None = None  # set: write this seed's token rows
+    run: RunPlan | None = None  # set: train and evaluate this run; neither: train the tokenizer
+
+
+def run_missing(sweep: Sweep, results: Path, *, workers: int, report: Report) -> Plan:
+    """Train and evaluate what is missing under `results`/<name>; return the plan as it stands afterwards.
+
+    `workers` = 0 works in this process. A failed run leaves error.json beside its checkpoints and the others go on."""
+    folder = results / sweep.spec.name
+    with locked(folder):
+        plan = make_plan(sweep, results)
+        write_json(folder / "spec.json", _describe(plan))
+        write_json(folder / "tasks.json", [task.describe() for task in sweep.tasks])
+        _write_documents(sweep, folder)
+
+        def record(event: Event) -> None:
+            run = event.job.payload.run
+            if run and event.state in ("failed", "skipped"):
+                write_json(run.folder / "error.json", event.info)
+            report(event)
+
+        run_jobs(make_jobs(plan), do, record, workers=workers)
+    return make_plan(sweep, results)
+
+
+def default_workers(plan: Plan) -> int:
+    """Return 0 (this process) where starting workers would cost more than it saves, else one per core.
+
+    On a GPU one worker: several processes on one card take turns unless a scheduler says otherwise."""
+    if sum(p.seconds for p in plan.todo) < _SECONDS_WORTH_A_WORKER or len(plan.todo) < 2:
+        return 0
+    return 1 if shutil.which("nvidia-smi") else min(len(os.sched_getaffinity(0)), len(plan.todo))
+
+
+def _describe(plan: Plan) -> dict[str, Any]:
+    """Return what the analysis must know of a sweep without loading it: the spec and the whole grid."""
+    sweep = plan.sweep
+    which = sweep.spec.evaluate.checkpoints
+    grid = [
+        {
+            "run_id": p.run.run_id,
+            "size": p.run.model.name,
+            "seed": p.run.train.seed,
+            "steps": list(evaluated_steps(p.run, which)),
+            "n_params": p.run.model.n_params,
+            "n_params_non_embedding": p.run.model.n_params_non_embedding,
+            "flops_per_token": p.run.model.flops_per_token,
+        }
+        for p in plan.runs
+    ]
+    return {
+        "spec": sweep.spec.model_dump(mode="json"),
+        "settings": sweep.settings(),
+        "grid": grid,
+        "left_out": sweep.left_out,
+    }
+
+
+def make_jobs(plan: Plan) -> list[Job]:
+    """Lay out the jobs of what is missing: tokenizer -> rows of each data seed -> runs, each trained and evaluated."""
+    sweep = plan.sweep
+    common: dict[str, Any] = {
+        "spec_json": sweep.spec.model_dump_json(),
+        "spec_folder": sweep.folder.resolve(),
+        "extra_tasks": sweep.extra_tasks,
+        "results": plan.folder.resolve(),
+    }
+    seeds = sorted({p.run.train.data_seed for p in plan.todo if not p.trained})
+    jobs = [Job(key="tokenizer", payload=Order(**common))] if seeds else []
+    # Rows before runs, whatever a run costs: no run can start without them.
+    jobs += [
+        Job(key=f"data-{s}", payload=Order(**common, data_seed=s), after=("tokenizer",), cost=float("inf"))
+        for s in seeds
+    ]
+    for p in plan.todo:
+        after = () if p.trained else (f"data-{p.run.train.data_seed}",)
+        jobs.append(Job(key=p.run.run_id, payload=Order(**common, run=p), after=after, cost=p.seconds))
+    return jobs
+
+
+def do(job: Job, progress: Progress) -> dict[str, Any]:
+    """Do one job; what it returns travels back with its "done" event."""
+    order: Order = job.payload
+    one_thread()
+    sweep = _load(order.spec_json, order.spec_folder, order.extra_tasks)
+    tokenizer, family, train = order.results / "tokenizer", sweep.spec.family, sweep.spec.train
+    if order.run:
+        if not order.run.trained:
+            _train(order.run, order.results, progress)
+        _evaluate(order.run, sweep, order.results, progress)
+        (order.run.folder / "error.json").unlink(missing_ok=True)
+        return {"cpu_seconds": read_json(order.run.folder / "run.json")["cpu_seconds"]}
+    if order.data_seed is None:
+        corpus.prepare_tokenizer(sweep.mixture, tokenizer, vocab_size=family.vocab_size)
+    else:
+        corpus.prepare_stream(
+            sweep.mixture,
+            tokenizer,
+            stream_path(order.results, order.data_seed),
+            data_seed=order.data_seed,
+            n_rows=train.tokens // family.context_length,
+            row_tokens=family.context_length + 1,
+        )
+    return {}
+
+
+@lru_cache(maxsize=1)
+def _load(spec_json: str, spec_folder: Path, extra_tasks: tuple[str, ...]) -> Sweep:
+    spec = SweepSpec.model_validate_json(spec_json)
+    return resolve(spec, source=spec.name, folder=spec_folder, extra_tasks=extra_tasks)
+
+
+def stream_path(results: Path, data_seed: int) -> Path:
+    return results / "data" / f"seed-{data_seed}.bin"
+
+
+def _write_documents(sweep: Sweep, folder: Path) -> None:
+    from harness.evaluate import documents_frame
+
+    for task in sweep.tasks:
+        path = documents_path(folder, task.name, task.digest)
+        if not is_part(path):
+            frame = documents_frame(task.documents(limit=sweep.spec.evaluate.documents))
+            write_table(path, frame, DOCUMENTS)
+
+
+def _train(plan: RunPlan, results: Path, progress: Progress) -> None:
+    from models.data import open_stream
+    from models.tokenizer import load_tokenizer
+    from models.train import train
+
+    run = plan.run
+    checkpoints = train(
+        run.model,
+        run.train,
+        open_stream(stream_path(results, run.train.data_seed)),
+        load_tokenizer(results / "tokenizer"),
+        plan.folder,
+        progress=progress,
+    )
+    measured = ("cpu_seconds", "wall_seconds")
+    write_json(
+        plan.folder / "run.json",
+        {
+            "run_id": run.run_id,
+            "spec": asdict(run),
+            "checkpoints": [{k: v for k, v in meta.items() if k not in measured} for meta in checkpoints],
+            **{key: checkpoints[-1][key] for key in measured},
+            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT,
+            "environment": environment(),
+        },
+    )
+
+
+_MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024  # Linux counts kilobytes
+
+
+def environment() -> dict[str, str]:
+    """Return the versions that a result depends on; no host name and no path."""
+    packages = ("emergence-harness", "torch", "transformers", "accelerate", "tokenizers", "numpy", "pandas", "scipy")
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cores": str(os.cpu_count()),
+        **{name: metadata.version(name) for name in packages},
+    }
+
+
+def _evaluate(plan: RunPlan, sweep: Sweep, results: Path, progress: Progress) -> None:
+    from harness.evaluate import answer
+    from models.lm import TransformerLM
+
+    run_id, started = plan.run.run_id, time.process_time()
+    cells: dict[int, list[str]] = {}
+    for step, name in plan.missing:
+        cells.setdefault(step, []).append(name)
+    tasks = {task.name: task for task in sweep.tasks}
+    n_done = 0
+    for step, names in cells.items():
+        model = TransformerLM.load(plan.folder / f"step-{step:06d}")
+        for name in names:
+            task = tasks[name]
+            progress({"evaluating": name, "cells": n_done, "all_cells": len(plan.missing)})
+            frame = answer(model, _questions(sweep, task, model), run_id=run_id, step=step, task=task)
+            write_table(samples_path(results, run_id, step, name, task.digest), frame, SAMPLES)
+            n_done += 1
+    ledger = read_json(plan.folder / "run.json")
+    ledger["evaluate_cpu_seconds"] = ledger.get("evaluate_cpu_seconds", 0.0) + time.process_time() - started
+    ledger["peak_memory_bytes"] = max(
+        ledger["peak_memory_bytes"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT
+    )
+    write_json(plan.folder / "run.json", ledger)
+
+
+# A worker evaluates many runs of one family: the documents and their token counts are the same for all of them.
+_ASKED: dict[tuple[str, int | None], list[Question]] = {}
+
+
+def _questions(sweep: Sweep, task: Any, model: Any) -> list[Question]:
+    from harness.evaluate import questions
+
+    key = (task.digest, sweep.spec.evaluate.documents)
+    if key not in _ASKED:
+        _ASKED[key] = questions(task.documents(limit=sweep.spec.evaluate.documents), model)
+    return _ASKED[key]

@@ -1,0 +1,252 @@
+"""Train one model on one token stream, with checkpoints, resuming by itself where it stopped.
+
+The batch of step s is rows s B .. (s + 1) B of the stream and nothing draws from a random generator, so a run is a
+function of its specs and its stream, and a resumed run equals an uninterrupted one bit by bit (one process)."""
+
+import ctypes
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from transformers import PreTrainedTokenizerBase
+
+from models import attention, checkpoint
+from models.data import TokenStream
+from models.decoder import build
+from models.loss import NextTokenLoss
+from models.parametrization import parameter_groups
+from models.schedule import checkpoint_steps, learning_rate, phase
+from models.spec import ModelSpec, SpecError, TrainSpec
+
+Progress = Callable[[dict[str, Any]], None]
+
+_LOSS_WINDOW = 50  # steps in a checkpoint's train_loss
+_SECONDS_BETWEEN_REPORTS = 0.5
+_STEPS_BETWEEN_CHECKS = 20
+_BF16_FROM_N_PARAMS = 500_000  # below, autocast's casts cost more than the faster products save (measured on a CPU)
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss stopped being a number; lower the learning rate."""
+
+
+def keep_freed_memory() -> None:
+    """Ask glibc to keep freed blocks instead of returning them to the kernel; does nothing under another libc.
+
+    Activations are above glibc's mmap threshold, so each step would map and fault in the same pages again: measured
+    up to 30 % of a small model's step."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
+        return
+    m_trim_threshold, m_mmap_threshold = -1, -3
+    for option in (m_trim_threshold, m_mmap_threshold):
+        # Some versions refuse an mmap threshold above 32 MiB, and report it by returning 0.
+        if not libc.mallopt(option, 1 << 30):
+            libc.mallopt(option, 32 << 20)
+
+
+def resolve_precision(requested: str, *, device: torch.device, n_params: int) -> str:
+    """ "fp32" or "bf16". "auto" is bf16 on CUDA, and on CPUs that multiply bf16 natively for models that gain by it."""
+    if requested != "auto":
+        return requested
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    native = capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
+    return "bf16" if native and n_params >= _BF16_FROM_N_PARAMS else "fp32"
+
+
+def _check(model: ModelSpec, train: TrainSpec, stream: TokenStream, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Rows per batch, after refusing what does not fit together."""
+    if train.batch_tokens % model.context_length:
+        raise SpecError(
+            f"batch_tokens={train.batch_tokens} must be a multiple of context_length={model.context_length}; "
+            f"try {model.context_length * max(1, round(train.batch_tokens / model.context_length))}"
+        )
+    if stream.row_tokens != model.context_length + 1:
+        raise SpecError(
+            f"{stream.path.name} has rows of {stream.row_tokens} tokens, but context_length={model.context_length} "
+            f"needs {model.context_length + 1} (inputs and the token after); write the stream again"
+        )
+    if len(tokenizer) > model.vocab_size:
+        raise SpecError(
+            f"the tokenizer has {len(tokenizer)} entries, more than vocab_size={model.vocab_size}; raise vocab_size"
+        )
+    n_rows = train.batch_tokens // model.context_length
+    if train.steps * n_rows > stream.n_rows:
+        raise SpecError(
+            f"{train.steps} steps of {n_rows} rows need {train.steps * n_rows} rows, but {stream.path.name} holds "
+            f"{stream.n_rows}; write a longer stream or train on at most "
+            f"{stream.n_rows // n_rows * train.batch_tokens} tokens"
+        )
+    return n_rows
+
+
+def _digest(model: ModelSpec, train: TrainSpec, stream: TokenStream) -> str:
+    """Identity of the run, so that a folder is never continued with another recipe."""
+    recipe = {"model": asdict(model), "train": asdict(train), "data": stream.digest}
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+
+
+def _finished(folder: Path, train: TrainSpec, digest: str) -> list[dict[str, Any]]:
+    """The records of the checkpoints already there, oldest first; SpecError if they belong to another recipe."""
+    records = [checkpoint.load_meta(path) for path in checkpoint.checkpoints(folder)]
+    if any(record["run_digest"] != digest for record in records):
+        raise SpecError(
+            f"{folder} holds checkpoints of another model, schedule or token stream; train into another folder or "
+            f"delete it"
+        )
+    wanted = set(checkpoint_steps(train))
+    return [record for record in records if record["step"] in wanted]
+
+
+def train(
+    model_spec: ModelSpec,
+    train_spec: TrainSpec,
+    stream: TokenStream,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    progress: Progress | None = None,
+) -> list[dict[str, Any]]:
+    """Train until the last checkpoint is in `folder`, and return every checkpoint's record, oldest first.
+
+    A record holds step, tokens, phase, is_last, train_loss (nats, mean of the last 50 steps; None before the first),
+    weights_digest, data_digest, run_digest, attention, attention_rejected, precision, device, and cpu_seconds and
+    wall_seconds spent on the run up to there. `progress` is called at most twice a second. Raises SpecError for specs,
+    stream and tokenizer that do not fit together, TrainingDiverged when the loss is not finite."""
+    folder = Path(folder)
+    n_rows = _check(model_spec, train_spec, stream, tokenizer)
+    digest = _digest(model_spec, train_spec, stream)
+    save_at = checkpoint_steps(train_spec)
+    records = _finished(folder, train_spec, digest)
+    if [record["step"] for record in records] == list(save_at):
+        return records
+    keep_freed_memory()
+    run = _Run(model_spec, train_spec, stream, n_rows)
+    source = checkpoint.latest(folder, with_state=True)
+    if source is not None:
+        run.resume(source)
+    records = [record for record in records if record["step"] <= run.step]
+    last_report = 0.0
+    while True:
+        if run.step in save_at and not any(record["step"] == run.step for record in records):
+            records.append(run.save(folder, tokenizer, digest))
+        if run.step == train_spec.steps:
+            return records
+        run.advance()
+        if progress is not None and time.monotonic() - last_report >= _SECONDS_BETWEEN_REPORTS:
+            last_report = time.monotonic()
+            progress(run.report())
+
+
+class _Run:
+    """A model, its optimizer and how far they have come."""
+
+    def __init__(self, model_spec: ModelSpec, train_spec: TrainSpec, stream: TokenStream, n_rows: int) -> None:
+        device = PartialState().device
+        self.spec, self.stream, self.n_rows = train_spec, stream, n_rows
+        self.precision = resolve_precision(
+            train_spec.precision, device=device, n_params=model_spec.n_params_non_embedding
+        )
+        self.accelerator = Accelerator(mixed_precision="bf16" if self.precision == "bf16" else "no")
+        if self.accelerator.num_processes > 1:
+            raise SpecError("one run trains in one process; start several runs to use several devices")
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        self.attention = attention.choose(
+            train_spec.attention, device=device, dtype=dtype, head_dim=model_spec.head_dim
+        )
+        self.model = build(model_spec, seed=train_spec.seed, attention=self.attention.implementation)
+        loss = NextTokenLoss(self.model, n_rows=n_rows, n_positions=model_spec.context_length)
+        groups = parameter_groups(self.model, model_spec, train_spec)
+        optimizer = torch.optim.AdamW(groups, betas=train_spec.betas, fused=True)
+        self.loss, self.optimizer = self.accelerator.prepare(loss.train(), optimizer)
+        self.parameters = list(self.model.parameters())
+        self.step = 0
+        # One slot per step: reading a loss would wait for the device, so they are looked at every few steps.
+        self.losses = torch.zeros(train_spec.steps, device=device)
+        self._n_checked = 0
+        self._spent = (0.0, 0.0)
+        self._started = (time.process_time(), time.perf_counter())
+
+    def advance(self) -> None:
+        """Take one step. Raises TrainingDiverged, within a few steps of its cause."""
+        rows = torch.from_numpy(self.stream.rows(self.step * self.n_rows, self.n_rows))
+        multiplier = learning_rate((self.step + 1) * self.spec.batch_tokens, self.spec)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * multiplier
+        loss = self.loss(rows.to(self.accelerator.device, non_blocking=True))
+        self.accelerator.backward(loss)
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.spec.grad_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.losses[self.step] = loss.detach()
+        self.step += 1
+        if self.step - self._n_checked >= _STEPS_BETWEEN_CHECKS:
+            self._check_losses()
+
+    def _check_losses(self) -> None:
+        unchecked = self.losses[self._n_checked : self.step]
+        bad = (~torch.isfinite(unchecked)).nonzero()
+        if len(bad):
+            first = int(bad[0])
+            raise TrainingDiverged(
+                f"the loss became {unchecked[first].item()} at step {self._n_checked + first + 1} of "
+                f"{self.spec.steps}; lower peak_lr={self.spec.peak_lr:g} or lengthen the warmup"
+            )
+        self._n_checked = self.step
+
+    def report(self) -> dict[str, Any]:
+        """What a progress bar shows."""
+        return {
+            "step": self.step,
+            "steps": self.spec.steps,
+            "tokens": self.step * self.spec.batch_tokens,
+            "loss": self.losses[self.step - 1].item(),
+            "lr": self.spec.peak_lr * learning_rate(self.step * self.spec.batch_tokens, self.spec),
+        }
+
+    def _cost(self) -> tuple[float, float]:
+        """CPU and wall seconds, those of earlier sittings included."""
+        now = (time.process_time(), time.perf_counter())
+        return tuple(spent + end - start for spent, end, start in zip(self._spent, now, self._started, strict=True))
+
+    def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase, digest: str) -> dict[str, Any]:
+        """Write the checkpoint of the present step and return its record."""
+        self._check_losses()
+        window = self.losses[max(0, self.step - _LOSS_WINDOW) : self.step]
+        cpu_seconds, wall_seconds = self._cost()
+        record = {
+            "step": self.step,
+            "tokens": self.step * self.spec.batch_tokens,
+            "phase": phase(self.step, self.spec),
+            "is_last": self.step == self.spec.steps,
+            "train_loss": window.double().mean().item() if self.step else None,
+            "weights_digest": checkpoint.weights_digest(self.model),
+            "data_digest": self.stream.digest,
+            "run_digest": digest,
+            "attention": self.attention.implementation,
+            "attention_rejected": self.attention.rejected,
+            "precision": self.precision,
+            "device": str(self.accelerator.device),
+            "cpu_seconds": cpu_seconds,
+            "wall_seconds": wall_seconds,
+        }
+        state = {"optimizer": self.optimizer.state_dict(), "losses": window.cpu().clone()}
+        checkpoint.save(folder / checkpoint.folder_name(self.step), self.model, tokenizer, state, record)
+        return record
+
+    def resume(self, source: Path) -> None:
+        """Continue from a checkpoint that kept its training state."""
+        record, state = checkpoint.load_meta(source), checkpoint.load_state(source)
+        checkpoint.load_weights(source, self.model)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = self._n_checked = record["step"]
+        self.losses[self.step - len(state["losses"]) : self.step] = state["losses"]
+        self._spent = (record["cpu_seconds"], record["wall_seconds"])

@@ -1,0 +1,401 @@
+"""The contract of a task: one decorated function that returns a Choice, an Answer or a Text.
+
+    @task("addition", kind="generation", shots=3, digits=[1, 2, 3])
+    def addition(rng, digits):
+        a, b = rng.integers(10 ** (digits - 1), 10**digits, size=2)
+        return Answer(f"{a} + {b} =", str(a + b))
+
+A first parameter `rng` makes a procedural task, `row` one that reads a file; further parameters are the difficulty grid.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tasks import identity, prompting, sources
+from tasks.errors import TaskError, suggest
+from tasks.metrics import DEFAULTS, HEADLINES, METRICS
+from tasks.outputs import OUTPUTS, Answer, Choice, Doc, Text
+
+KINDS = ("language modeling", "classification", "qa", "generation")
+ROLES = ("probe", "control")
+DEFAULT_SIZE = 500  # evaluation documents per level of a procedural task
+MAX_DRAWS_PER_DOCUMENT = 4  # repeated questions are skipped; a small task gives fewer documents instead of searching on
+FORMAT = 1  # raise when this package renders or draws documents differently
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """One evaluation document as a model is asked it."""
+
+    task: str
+    level: str  # "digits=2"; "" for a task without a difficulty grid
+    doc_id: int  # number of the draw, or of the row in the data
+    kind: str
+    prompt: str  # shots included; never ends in a space
+    continuations: tuple[str, ...]  # with their leading delimiter: the choices, the references, or the text
+    answer: int | None  # index of the right choice
+    stop: str | None
+    max_tokens: int | None
+    chance: float | None  # of being right by guessing evenly: 1/k of k choices, 0 for free text, None for a Text
+    prompt_digest: str
+    shots: tuple[str, ...]  # the worked examples as rendered, earliest first
+    join: str
+    doc: Doc
+
+    @property
+    def n_shot(self) -> int:
+        return len(self.shots)
+
+    @property
+    def output(self) -> str:
+        return self.doc.output
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Task:
+    """A task as `@task` builds it; the fields are that decorator's arguments."""
+
+    name: str
+    kind: str
+    ability: str
+    role: str
+    grid: Mapping[str, tuple[Any, ...]]
+    function: Callable[..., Doc]
+    size: int | None
+    shots: int
+    join: str
+    delimiter: str
+    data: str | Path | Callable[[], Sequence[Mapping[str, Any]]] | None
+    asked_metrics: tuple[str, ...]
+    asked_metric: str | None
+    shared: bool
+    balanced: bool
+    train: Callable[[np.random.Generator, int], str] | None
+    shortcut: Callable[..., Mapping[str, float]] | None
+    version: int
+    file: Path = field(repr=False)
+
+    @property
+    def source(self) -> str:
+        """The file that defines the task, with its folder: "tasks/qa.py"."""
+        return f"{self.file.parent.name}/{self.file.name}"
+
+    @property
+    def description(self) -> str:
+        return (inspect.getdoc(self.function) or "").partition("\n")[0]
+
+    @cached_property
+    def levels(self) -> list[dict[str, Any]]:
+        """Every combination of the difficulty grid; one empty level without a grid."""
+        return [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
+
+    @cached_property
+    def output(self) -> str:
+        """ "Choice", "Answer" or "Text": as the function is annotated, else as it returns."""
+        annotation = self.function.__annotations__.get("return", "")
+        name = (annotation if isinstance(annotation, str) else annotation.__name__).rpartition(".")[2]
+        if name in OUTPUTS:
+            return name
+        if self.rows:
+            return self._call(self.rows[0], self.levels[0], "row 0").output
+        return self._call(identity.generator(self.name, "output"), self.levels[0], "its first draw").output
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics scored: those of the output kind and those the task asked for."""
+        return tuple(dict.fromkeys((*DEFAULTS[self.output], *self.asked_metrics)))
+
+    @property
+    def metric(self) -> str:
+        """Name of the headline metric."""
+        return self.asked_metric or HEADLINES[self.output]
+
+    @cached_property
+    def rows(self) -> list[sources.Row]:
+        """The data of a task that reads some, in the order of the file; empty for a procedural task."""
+        if self.data is None:
+            return []
+        if callable(self.data):
+            return [sources.Row(row, where=f"{self.name}, row {i}") for i, row in enumerate(self.data())]
+        return sources.read_jsonl(self.file.parent / self.data)
+
+    @cached_property
+    def digest(self) -> str:
+        """Names what the task asks: its code, its parameters and its data. Neither size nor scoring is part of it."""
+        try:
+            code = [identity.code_text(function) for function in (self.function, self.train) if function is not None]
+        except OSError as error:
+            raise TaskError(f"task {self.name!r}: its source cannot be read ({error}); define it in a file") from error
+        return identity.digest_of(
+            FORMAT,
+            self.name,
+            self.version,
+            {name: list(values) for name, values in self.grid.items()},
+            (self.shots, self.join, self.delimiter, self.shared, self.balanced),
+            code,
+            [dict(row) for row in self.rows],
+        )
+
+    def shortcuts(self) -> dict[str, dict[str, float]]:
+        """Per level, the best score of a solver without the ability, where the task declares one."""
+        if self.shortcut is None:
+            return {}
+        return {level_name(level): dict(self.shortcut(**level)) for level in self.levels}
+
+    def summary(self) -> dict[str, Any]:
+        """What a results folder records of the task, ready for JSON."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "ability": self.ability,
+            "role": self.role,
+            "levels": self.levels,
+            "metrics": list(self.metrics),
+            "metric": self.metric,
+            "digest": self.digest,
+            "description": self.description,
+            "source": self.source,
+            "shortcut": self.shortcuts(),
+        }
+
+    def documents(self, *, limit: int | None = None, seed: int = 0) -> list[Document]:
+        """The evaluation documents, level after level; at most `limit` (default: the task's size) of each level.
+
+        Document i of a level is a function of (digest, level, seed, i) alone, so a lower limit gives the first documents
+        of a higher one. Repeated questions are left out, so a level with few distinct ones gives fewer than `limit`.
+        Raises TaskError where the function is impure, fails, or finds no document that the split allows.
+        """
+        limit = self.size if limit is None else limit
+        return [document for level in self.levels for document in self._level_documents(level, limit, seed)]
+
+    def training_text(self, rng: np.random.Generator, *, chars: int) -> str:
+        """One training row of at least `chars` characters: worked examples of random levels, or an episode of the task.
+
+        No evaluation document is among them unless the task is `shared`. Raises TaskError for a task that only evaluates.
+        """
+        if self.train is not None:
+            return self.train(rng, chars)
+        if self.data is not None and not self.shared:
+            raise TaskError(
+                f"task {self.name!r}: all rows of its data are evaluation documents; give it train=, or shared=True"
+            )
+        shots: list[str] = []
+        length = 0
+        while length < chars:
+            level = self.levels[int(rng.integers(len(self.levels)))]
+            shots.append(prompting.with_answer(self._draw(rng, level, "train"), self.delimiter))
+            length += len(shots[-1]) + len(self.join)
+        return self.join.join(shots)
+
+    def _level_documents(self, level: dict[str, Any], limit: int | None, seed: int) -> Iterator[Document]:
+        seen: set[str] = set()
+        for doc_id, doc in self._candidates(level, limit, seed):
+            if limit is not None and len(seen) >= limit:
+                return
+            if doc.content not in seen:
+                seen.add(doc.content)
+                yield self._document(doc_id, doc, level, seed)
+
+    def _candidates(self, level: dict[str, Any], limit: int | None, seed: int) -> Iterator[tuple[int, Doc]]:
+        if self.data is not None:
+            # In an order of hashes, so that a limit takes a fair sample of a file sorted by topic or label.
+            for i in sorted(range(len(self.rows)), key=lambda i: identity.digest_of(self.name, seed, i)):
+                yield i, self._call(self.rows[i], level, self.rows[i].where)
+            return
+        for i in range(MAX_DRAWS_PER_DOCUMENT * (limit or DEFAULT_SIZE)):
+            key = (self.digest, "evaluation", level_name(level), seed, i)
+            doc = self._draw(identity.generator(*key), level, "evaluation", number=i)
+            if i < 3 and doc != self._draw(identity.generator(*key), level, "evaluation", number=i):
+                raise TaskError(
+                    f"task {self.name!r} ({self.source}): document {i} differs when drawn twice; "
+                    "draw all randomness from the rng that is passed in"
+                )
+            yield i, doc
+
+    def _draw(self, rng: np.random.Generator, level: dict[str, Any], split: str, *, number: int | None = None) -> Doc:
+        """The first draw that belongs to the split and, for a balanced task, has the answer that is due."""
+        if self.data is not None:
+            row = self.rows[int(rng.integers(len(self.rows)))]
+            return self._call(row, level, row.where)
+        for _ in range(prompting.MAX_REDRAWS):
+            doc = self._call(rng, level, split)
+            if not self.shared and identity.held_out(doc.content) != (split == "evaluation"):
+                continue
+            if self.balanced and number is not None and isinstance(doc, Choice):
+                if doc.answer != number % len(doc.choices):
+                    continue
+            return doc
+        raise TaskError(
+            f"task {self.name!r} ({self.source}), level {level_name(level) or 'without a name'}: no {split} document in "
+            f"{prompting.MAX_REDRAWS} draws; it has too few distinct documents to split (shared=True lets both splits "
+            "use the same ones)"
+        )
+
+    def _call(self, argument: Any, level: Mapping[str, Any], where: str) -> Doc:
+        try:
+            doc = self.function(argument, **level)
+        except TaskError as error:
+            raise TaskError(f"{where}: task {self.name!r}: {error}" if self.data is not None else str(error)) from error
+        except Exception as error:
+            raise TaskError(
+                f"task {self.name!r} ({self.source}): its function failed on {where} "
+                f"{dict(level) or ''}: {type(error).__name__}: {error}"
+            ) from error
+        if not isinstance(doc, Choice | Answer | Text):
+            raise TaskError(
+                f"task {self.name!r} ({self.source}): its function must return a Choice, an Answer or a Text, "
+                f"got {type(doc).__name__}"
+            )
+        return doc
+
+    def _document(self, doc_id: int, doc: Doc, level: dict[str, Any], seed: int) -> Document:
+        key = (self.digest, level_name(level), seed, doc_id)
+        drawn = prompting.draw_shots(doc, self.shots, key, lambda rng: self._draw(rng, level, "train"))
+        if len(drawn) < self.shots:
+            raise TaskError(
+                f"task {self.name!r}: shots={self.shots}, but only {len(drawn)} other documents are to be had"
+            )
+        shots = tuple(prompting.with_answer(shot, self.delimiter) for shot in drawn)
+        prompt = prompting.render(shots, doc.prompt_text, join=self.join)
+        continuations: Sequence[str] = (
+            (doc.text,) if isinstance(doc, Text) else (doc.choices if isinstance(doc, Choice) else doc.references)
+        )
+        delimiter = "" if isinstance(doc, Text) else self.delimiter
+        return Document(
+            task=self.name,
+            level=level_name(level),
+            doc_id=doc_id,
+            kind=self.kind,
+            prompt=prompt,
+            continuations=tuple(delimiter + continuation for continuation in continuations),
+            answer=doc.answer if isinstance(doc, Choice) else None,
+            stop=doc.stop if isinstance(doc, Answer) else None,
+            max_tokens=doc.max_tokens if isinstance(doc, Answer) else None,
+            chance=1 / len(doc.choices) if isinstance(doc, Choice) else (0.0 if isinstance(doc, Answer) else None),
+            prompt_digest=prompting.prompt_digest(prompt),
+            shots=shots,
+            join=self.join,
+            doc=doc,
+        )
+
+
+def task(
+    name: str,
+    *,
+    kind: str,
+    ability: str = "",
+    role: str = "probe",
+    size: int | None = None,
+    shots: int = 0,
+    data: str | Path | Callable[[], Sequence[Mapping[str, Any]]] | None = None,
+    metrics: Sequence[str] = (),
+    metric: str | None = None,
+    join: str = "\n",
+    delimiter: str = " ",
+    shared: bool = False,
+    balanced: bool = False,
+    train: Callable[[np.random.Generator, int], str] | None = None,
+    shortcut: Callable[..., Mapping[str, float]] | None = None,
+    version: int = 1,
+    **levels: Sequence[Any],
+) -> Callable[[Callable[..., Doc]], Task]:
+    """Turn a function into a Task. Remaining keyword arguments are the difficulty grid, `name=[values]`.
+
+    size: evaluation documents per level (default 500; of a data file, all rows).
+    data: a JSON Lines file beside the task's own file, or a function that returns rows; then the first parameter is `row`.
+    metrics, metric: scored besides the usual ones of the output kind; the headline among them.
+    join, delimiter: between worked examples; between a prompt and its answer.
+    shared: training and evaluation may use the same documents, for tasks that ask what was remembered.
+    balanced: document i of a Choice task has answer i modulo the number of choices, so a constant answer scores chance.
+    train: (rng, chars) -> one training row of at least that many characters, for episodes that examples cannot build.
+    shortcut: (**level) -> {metric: best score of a solver without the ability}; verdicts start from there.
+    version: raise it when the documents change in a way that the function's source does not show.
+    Raises TaskError for an argument that cannot work.
+    """
+
+    def decorate(function: Callable[..., Doc]) -> Task:
+        grid = {level: tuple(values) for level, values in levels.items()}
+        _check_arguments(name, function, kind, role, size, shots, data, (*metrics, *([metric] if metric else [])), grid)
+        return Task(
+            name=name,
+            kind=kind,
+            ability=ability,
+            role=role,
+            grid=grid,
+            function=function,
+            size=DEFAULT_SIZE if size is None and data is None else size,
+            shots=shots,
+            join=join,
+            delimiter=delimiter,
+            data=data,
+            asked_metrics=(*metrics, *([metric] if metric else [])),
+            asked_metric=metric,
+            shared=shared,
+            balanced=balanced,
+            train=train,
+            shortcut=shortcut,
+            version=version,
+            file=Path(inspect.unwrap(function).__code__.co_filename),
+        )
+
+    return decorate
+
+
+def _check_arguments(
+    name: str,
+    function: Callable[..., Doc],
+    kind: str,
+    role: str,
+    size: int | None,
+    shots: int,
+    data: object,
+    asked: Sequence[str],
+    grid: Mapping[str, tuple[Any, ...]],
+) -> None:
+    def one_of(given: str, what: str, known: Collection[str]) -> None:
+        if given not in known:
+            raise TaskError(f"task {name!r}: unknown {what} {given!r}{suggest(given, known)} Known: {', '.join(known)}")
+
+    if not name.replace("_", "").replace("-", "").isalnum():
+        raise TaskError(f"task name {name!r}: use letters, digits, '-' and '_' (it names files and columns)")
+    one_of(kind, "kind", KINDS)
+    one_of(role, "role", ROLES)
+    for asked_name in asked:
+        one_of(asked_name, "metric", METRICS)
+    if shots < 0 or (size is not None and size < 1):
+        raise TaskError(f"task {name!r}: shots must be at least 0 and size at least 1, got shots={shots}, size={size}")
+    first, *rest = inspect.signature(function).parameters or [""]
+    expected = "rng" if data is None else "row"
+    if first != expected:
+        raise TaskError(
+            f"task {name!r}: the function's first parameter must be 'rng' (procedural) or 'row' (with data=); "
+            f"{'without' if data is None else 'with'} data= it is {expected!r}, got {first!r}"
+        )
+    if set(rest) != set(grid) or not all(grid.values()):
+        raise TaskError(
+            f"task {name!r}: every further parameter of the function needs a list of values in @task(...), and every "
+            f"list a parameter; parameters: {', '.join(rest) or 'none'}; lists: {', '.join(grid) or 'none'}"
+        )
+
+
+def level_name(level: Mapping[str, Any]) -> str:
+    """ "digits=2,base=10" for a level, "" for the only level of a task without a grid."""
+    return ",".join(f"{name}={value}" for name, value in level.items())
+
+
+def available(task: Task) -> str | None:
+    """Why the task cannot run here (a missing package and how to install it), or None where it can."""
+    try:
+        _ = task.rows
+    except sources.Unavailable as error:
+        return str(error)
+    return None

@@ -1,0 +1,88 @@
+"""What makes a task and its documents the same ones again: content hashes, keyed random generators, source digests."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import CodeType, FunctionType
+from typing import Any
+
+import numpy as np
+
+HELD_OUT_SHARE = 8  # one document in this many is kept for evaluation
+
+
+def digest_of(*parts: object) -> str:
+    """32 hexadecimal digits that name these parts; their order and their boundaries count."""
+    return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+
+
+def generator(*parts: object) -> np.random.Generator:
+    """A random generator of its own for every key: keys that differ in one part share nothing."""
+    return np.random.default_rng(int(digest_of(*parts), 16))
+
+
+def held_out(content: str) -> bool:
+    """Whether a procedural document of this text is kept for evaluation.
+
+    A function of the text alone, so training and evaluation stay disjoint whatever seeds drew them.
+    """
+    return hashlib.blake2b(content.encode(), digest_size=1).digest()[0] % HELD_OUT_SHARE == 0
+
+
+def code_text(function: Callable[..., Any]) -> str:
+    """The source of a function and of the functions and constants it uses from its own folder.
+
+    Decorators, docstrings, blank lines and whole-line comments are left out: none of them changes what is computed.
+    Names reached through a module (`module.NAME`) are not followed.
+    Raises OSError where the source cannot be read (a function typed at a prompt).
+    """
+    root = Path(inspect.unwrap(function).__code__.co_filename).parent
+    parts: dict[str, str] = {}
+    _collect(inspect.unwrap(function), root, parts)
+    return "\n".join(parts[name] for name in sorted(parts))
+
+
+def _collect(function: FunctionType | Callable[..., Any], root: Path, parts: dict[str, str]) -> None:
+    label = f"{function.__module__}.{function.__qualname__}"  # type: ignore[union-attr]
+    if label in parts:
+        return
+    parts[label] = _bare_source(function)
+    scope = inspect.getclosurevars(function)
+    visible = {**function.__globals__, **scope.nonlocals}  # type: ignore[union-attr]
+    for name in sorted(_names(function.__code__) | set(scope.nonlocals)):  # type: ignore[union-attr]
+        value = inspect.unwrap(visible[name]) if callable(visible.get(name)) else visible.get(name)
+        if isinstance(value, FunctionType):
+            if root in Path(value.__code__.co_filename).parents:
+                _collect(value, root, parts)
+        elif isinstance(value, str | int | float | tuple | list | dict):
+            parts[f"{label}:{name}"] = f"{name} = {value!r}"
+        elif isinstance(value, set | frozenset):  # their order changes from process to process
+            parts[f"{label}:{name}"] = f"{name} = {sorted(map(repr, value))}"
+
+
+def _bare_source(function: Any) -> str:
+    text = textwrap.dedent(inspect.getsource(function))
+    try:
+        node = ast.parse(text).body[0]
+    except SyntaxError:  # a lambda inside a call: its lines do not parse alone
+        return text
+    lines = text.splitlines()
+    if isinstance(node, ast.FunctionDef):
+        if ast.get_docstring(node) is not None:
+            quoted = node.body[0]
+            lines[quoted.lineno - 1 : quoted.end_lineno] = []
+        lines = lines[node.lineno - 1 :]
+    return "\n".join(line.rstrip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
+
+
+def _names(code: CodeType) -> set[str]:
+    return set(code.co_names) | {name for inner in _inner_code(code) for name in _names(inner)}
+
+
+def _inner_code(code: CodeType) -> Iterator[CodeType]:
+    return (constant for constant in code.co_consts if isinstance(constant, CodeType))

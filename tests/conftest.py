@@ -1,0 +1,8 @@
+"""Shared by every test: offline, one thread, small and deterministic hypothesis."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[_name] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
