@@ -26,10 +26,11 @@ from harness.store import (
 )
 
 RUN_COLUMNS = (
-    "run_id sweep size n_layer d_model n_head d_ff vocab_size context_length n_params n_params_non_embedding "
-    "flops_per_token seed data_seed step tokens flops phase is_last train_loss peak_lr parametrization precision "
-    "attention device weights_digest data_digest tokenizer_digest"
-).split()
+    *("run_id", "sweep", "size", "n_layer", "d_model", "n_head", "d_ff", "vocab_size", "context_length"),
+    *("n_params", "n_params_non_embedding", "flops_per_token", "seed", "data_seed", "step", "tokens", "flops"),
+    *("phase", "is_last", "train_loss", "peak_lr", "parametrization", "precision", "attention", "device"),
+    *("weights_digest", "data_digest", "tokenizer_digest"),
+)
 
 
 def analyze(folder: Path) -> Results:
@@ -78,7 +79,7 @@ def _runs(folder: Path, stored: dict[str, Any], tasks: list[dict[str, Any]]) -> 
             missing.append(at | {"step": None, "task": "(all)", "reason": error or "not trained yet"})
             continue
         run = read_json(run_folder / "run.json")
-        shared = run["spec"]["model"] | run["spec"]["train"] | cell
+        shared = run["spec"]["model"] | run["spec"]["train"] | cell | {"tokenizer_digest": run["tokenizer_digest"]}
         for meta in run["checkpoints"]:
             if meta["step"] in cell["steps"]:
                 n_tokens = {"flops": cell["flops_per_token"] * meta["tokens"], "sweep": stored["spec"]["name"]}

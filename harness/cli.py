@@ -139,10 +139,11 @@ def tasks_list(
 ) -> None:
     """List tasks with kind, ability, role, levels and what each asks."""
     from tasks import TASKS, load_task
+    from tasks.base import level_name
 
     found = [task for name in names for task in load_task(name)] if names else list(TASKS)
     if as_json:
-        print(json.dumps([task.describe() for task in found], indent=2))
+        print(json.dumps([task.summary() for task in found], indent=2))
         return
     import pandas as pd
 
@@ -152,7 +153,7 @@ def tasks_list(
             "kind": task.kind,
             "ability": task.ability,
             "role": task.role,
-            "levels": " ".join(task.level_names) or "-",
+            "levels": " ".join(filter(None, map(level_name, task.levels))) or "-",
             "asks": task.description,
         }
         for task in found

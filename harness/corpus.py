@@ -4,6 +4,7 @@ Row i is a function of (data seed, i) alone, so every size of a seed reads the s
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,12 +50,14 @@ def token_rows(
 
 def prepare_tokenizer(mixture: Mixture, folder: Path, *, vocab_size: int) -> None:
     """Train the family's tokenizer and save it in `folder`, once."""
-    from models.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
+    from models.tokenizer import load_tokenizer, train_tokenizer
 
-    if (folder / "tokenizer.json").exists():
+    if folder.exists():
         load_tokenizer(folder)  # a damaged one is found here, before any run
         return
-    save_tokenizer(train_tokenizer(tokenizer_texts(mixture), vocab_size), folder)
+    temporary = folder.with_name(f".{folder.name}")
+    train_tokenizer(tokenizer_texts(mixture), vocab_size).save_pretrained(temporary)
+    os.replace(temporary, folder)
 
 
 def prepare_stream(

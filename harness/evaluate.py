@@ -32,12 +32,11 @@ class Question:
 
 
 def questions(documents: Iterable[Document], model: LanguageModel) -> list[Question]:
-    """Fit documents to the model's context. The result serves every model of a family: it depends on tokenizer and context."""
+    """Fit documents to the model's context; what comes back serves every model with that tokenizer and context."""
 
     def room(document: Document) -> int:
         longest = max(model.count_tokens(text) for text in document.continuations)
-        # One place is the beginning-of-sequence token's.
-        return model.context_length - 1 - max(longest, document.max_tokens if document.output == "Answer" else 0)
+        return model.context_length - max(longest, document.max_tokens or 0)
 
     asked = []
     for document in documents:
@@ -74,7 +73,7 @@ def answer(model: LanguageModel, asked: Sequence[Question], *, run_id: str, step
         said = model.generate(
             [d.prompt for d in documents],
             stop=[d.stop for d in documents],
-            max_tokens=[d.max_tokens for d in documents],
+            max_tokens=[d.max_tokens or 0 for d in documents],
         )
         for row, generation in zip(rows, said, strict=True):
             row |= {"generation": generation.text, "generation_raw": generation.raw}

@@ -51,7 +51,7 @@ STYLE = {
     "svg.fonttype": "none",
     **{k: INK for k in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")},
 }
-NORMALISATIONS = {"acc_char", "acc_byte", "acc_token"}  # the same choice, length-normalised: tables only, no panel
+STRICTER = ("acc_all8", "word_accuracy")  # thresholds that get a panel beside the headline; the rest is in the table
 
 
 def by_size(frame: pd.DataFrame) -> list[str]:
@@ -84,11 +84,15 @@ def save(fig: Figure, folder: Path, name: str, data: pd.DataFrame) -> Path:
 
 
 def _lean(svg: str) -> str:
-    """Drop what no reader of an SVG sees: ids nobody refers to, comments, digits below a hundredth of a point."""
+    """Drop what no reader of an SVG sees: ids nobody refers to, empty wrappers, digits below a hundredth of a point."""
     used = set(re.findall(r"#([\w-]+)", svg))
     svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.S)
     svg = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", svg)
     svg = re.sub(r"<[^>]*>", lambda m: re.sub(r"(\.\d\d)\d+", r"\1", m[0]), svg)
+    svg = re.sub(r' transform="rotate\(-0 [^"]*"| font-family: [^;"]*;', "", svg)
+    svg = svg.replace("<svg ", '<svg font-family="DejaVu Sans, Verdana, sans-serif" ', 1)
+    while svg != (flat := re.sub(r"<g>\s*((?:(?!</?g\b).)*?)</g>\n?", r"\1", svg, flags=re.S)):
+        svg = flat
     return re.sub(r"\s*\n\s*", "\n", re.sub(r"[ \n]+(?=/?>)", "", svg))
 
 
@@ -147,8 +151,9 @@ def scaling_data(scores: pd.DataFrame, fits: pd.DataFrame) -> pd.DataFrame:
     """Points of one subject's fits: subject, x_axis, size, seed, x, y, fit, residual (percent of the fit)."""
     parts = []
     for fit in fits.itertuples():
-        task, *_, metric = str(fit.subject).split(":")
+        task, *level, metric = str(fit.subject).split(":")
         rows = scores[(scores["task"] == task) & (scores["metric"] == metric) & scores["is_last"].eq(True)]
+        rows = rows[rows["level"] == ":".join(level)]
         rows = rows[rows["value"].notna()].sort_values([fit.x, "seed"])
         band = loads(fit.band)
         part = pd.DataFrame({"subject": fit.subject, "x_axis": fit.x, "size": rows["size"], "seed": rows["seed"]})
@@ -178,11 +183,12 @@ def scaling_figure(data: pd.DataFrame, fits: pd.DataFrame) -> Figure:
         top.yaxis.set_minor_locator(NullLocator())
         top.set_ylabel(metric_name(str(fit.subject).rsplit(":", 1)[-1]))
         alpha, limits = params.get("alpha"), ci.get("alpha")
-        spread = f", exponent {alpha:.3f}" if alpha is not None else ""
-        spread += f" ({limits[0]:.3f} to {limits[1]:.3f})" if limits else ""
-        top.set_title(
-            f"Loss falls with scale{spread}" if alpha is None or alpha > 0 else "Loss does not fall with scale"
-        )
+        towards = f" towards {params['E']:.2f}" if "E" in params else ""
+        spread = f" ({limits[0]:.3f} to {limits[1]:.3f})" if limits else ""
+        if alpha is None:
+            top.set_title("Loss against scale: no fit")
+        else:
+            top.set_title(f"Loss {'falls' if alpha > 0 else 'does not fall'}{towards}, exponent {alpha:.3f}{spread}")
         low.axhline(0, color=COLORS[0], lw=1)
         if "residual" in points:
             low.plot(points["x"], points["residual"], "o", ms=4, mfc="none", mec=INK, mew=0.9)
@@ -196,19 +202,19 @@ def scaling_figure(data: pd.DataFrame, fits: pd.DataFrame) -> Figure:
 
 
 def panels(scores: pd.DataFrame, task: str) -> list[str]:
-    """Metrics of a task that get a panel: the headline, other thresholds that are not its normalisations, its twin."""
+    """Metrics of a task that get a panel: the headline, a stricter threshold if there is one, their continuous twin."""
     rows = scores[scores["task"] == task].drop_duplicates("metric")
     head = rows[rows["headline"].eq(True)]
     if head.empty:
         return []
     chosen = list(head["metric"][:1])
-    other = rows[~rows["continuous"].eq(True) & ~rows["metric"].isin([*chosen, *NORMALISATIONS])]
+    other = rows[rows["metric"].isin(STRICTER)]
     twin = [p for p in [head["partner"].iloc[0], *other["partner"]] if isinstance(p, str) and p in set(rows["metric"])]
-    return list(dict.fromkeys([*chosen, *other["metric"][:1], *twin[:1]]))
+    return list(dict.fromkeys([*chosen, *other["metric"], *twin[:1]]))
 
 
 def curve_data(scores: pd.DataFrame, task: str, axis: str) -> pd.DataFrame:
-    """Last-checkpoint scores of a task's panel metrics: a row per run x level, with the mean over seeds and interval."""
+    """Last-checkpoint scores of a task's panel metrics: a row per run x level, with mean and interval over seeds."""
     wanted = panels(scores, task)
     rows = scores[(scores["task"] == task) & scores["is_last"].eq(True) & scores["metric"].isin(wanted)].copy()
     few = ~(rows["n_seeds"] > 1)
@@ -218,7 +224,7 @@ def curve_data(scores: pd.DataFrame, task: str, axis: str) -> pd.DataFrame:
     rows["order"] = rows["metric"].map({m: i for i, m in enumerate(wanted)})
     rows["level_order"] = rows["level"].map({v: i for i, v in enumerate(sorted(rows["level"].unique(), key=natural))})
     rows = rows.sort_values(["order", "level_order", axis, "seed"])
-    keep = ["task", "metric", "continuous", "higher_is_better", "level", "size", axis, "seed"]
+    keep = ["task", "kind", "metric", "continuous", "higher_is_better", "level", "size", axis, "seed"]
     return rows[[*keep, "value", "mean", "lo", "hi", "chance", "n"]].rename(columns={axis: "x"})
 
 
@@ -231,7 +237,7 @@ def _sentence(metric: str, labels: Sequence[str | None]) -> str:
         return f"{name}: no verdict"
     most = max(known, key=known.count)
     where = f" at {known.count(most)} of {len(labels)} levels" if known.count(most) < len(labels) else ""
-    return textwrap.fill(f"{name} {LABELS[most][1]}{where}", 44)
+    return textwrap.fill(f"{name} {LABELS[most][1]}{where}", 50)
 
 
 @mpl.rc_context(STYLE)
@@ -240,7 +246,7 @@ def curve_figure(data: pd.DataFrame, label_of: Callable[[str, str], str | None],
 
     `label_of(level, metric)` is the verdict named in the legend (None: no verdict)."""
     metrics, levels = list(data["metric"].unique()), sorted(data["level"].unique(), key=natural)
-    fig, axes = _canvas(1, len(metrics), (2.75, 1.8), (0.62, 0.16, 0.5, 0.52 + 0.165 * len(levels)))
+    fig, axes = _canvas(1, len(metrics), (2.75, 1.8), (0.62, 0.16, 0.56, 0.52 + 0.165 * len(levels)))
     fig.text(
         0.62 / fig.get_figwidth(), 1 - 0.17 / fig.get_figheight(), text(data["task"].iloc[0]), weight="bold", size=9
     )
@@ -267,6 +273,9 @@ def curve_figure(data: pd.DataFrame, label_of: Callable[[str, str], str | None],
         _log_axis(ax, data["x"], axis)
         if bounded:
             ax.set_ylim(-0.04, 1.04)
+        elif rows["kind"].iloc[0] != "language modeling":  # with 0 in sight noise does not look like a trend
+            ax.update_datalim([(data["x"].iloc[0], 0)])
+            ax.autoscale_view(scalex=False)
         ax.set_ylabel(text(metric_name(metric)) + ("" if rows["higher_is_better"].iloc[0] else "\nlower is better"))
         ax.set_title(text(_sentence(metric, labels)))
         corner = (0, -0.44 / 1.8)  # under the axis label
@@ -282,8 +291,8 @@ def curve_figure(data: pd.DataFrame, label_of: Callable[[str, str], str | None],
 
 
 def heatmap_data(scores: pd.DataFrame) -> pd.DataFrame:
-    """Mean headline score per task x level x size at the last checkpoint, for tasks with two levels or more."""
-    rows = scores[scores["is_last"].eq(True) & scores["headline"].eq(True)]
+    """Mean headline share per task x level x size at the last checkpoint, for tasks with two levels or more."""
+    rows = scores[scores["is_last"].eq(True) & scores["headline"].eq(True) & scores["continuous"].ne(True)]
     rows = rows[rows.groupby("task")["level"].transform("nunique") > 1]
     keys = ["task", "metric", "level", "size", "n_params_non_embedding"]
     return rows.groupby(keys, sort=False, dropna=False)["value"].mean().reset_index()
@@ -345,7 +354,7 @@ def training_figure(data: pd.DataFrame) -> Figure:
     """Score against training tokens, one line per size (darker is larger); a bar spans the lowest and highest seed."""
     tasks, sizes, columns = list(data["task"].unique()), by_size(data), 3
     fig, axes = _canvas(math.ceil(len(tasks) / columns), columns, (1.8, 1.2), (0.55, 0.1, 0.28, 0.36), foot=0.5)
-    shades = sns.color_palette("flare", len(sizes))
+    shades = sns.color_palette("flare", len(sizes) + 2)  # the two darkest would drown in a dark page
     for ax in axes[len(tasks) :]:
         ax.remove()
     for k, (ax, task) in enumerate(zip(axes, tasks, strict=False)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import tomllib
@@ -16,20 +15,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from harness.emergence import Constants
 from models.spec import ModelSpec, SpecError, TrainSpec, size_to_spec
-from tasks import Task, load_task
+from tasks import Task, available, load_task, load_tasks
 from tasks.base import TaskError
+from tasks.errors import suggest
 
 SWEEPS = Path(__file__).parent / "sweeps"
 
 
 class InputError(ValueError):
     """The input was wrong: one line that names what was given, what is accepted and what to do."""
-
-
-def did_you_mean(word: str, known: list[str]) -> str:
-    """Return "; did you mean 'x'?" for the closest of `known`, or a full stop: how an error's first sentence ends."""
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else "."
 
 
 class _Section(BaseModel):
@@ -184,10 +178,14 @@ def resolve(spec: SweepSpec, *, source: str, folder: Path, extra_tasks: Sequence
             return None
 
     def load(place: str, names: Iterable[str]) -> list[Task]:
-        found = [attempt(f"{place}.{name}", lambda name=name: load_task(_located(name, folder))) for name in names]
+        found = [attempt(f"{place}.{name}", lambda name=name: load_tasks([_located(name, folder)])) for name in names]
         return [task for tasks in found for task in tasks or ()]
 
-    mixed = load("corpus.mixture", spec.corpus.mixture)
+    mixed = [
+        task
+        for name in spec.corpus.mixture
+        if (task := attempt(f"corpus.mixture.{name}", lambda name=name: load_task(_located(name, folder))))
+    ]
     asked = load("evaluate.tasks", spec.corpus.mixture if spec.evaluate.tasks is None else spec.evaluate.tasks)
     asked += [task for task in load("--tasks", extra_tasks) if task not in asked]
     for place, group in (("corpus.mixture", mixed), ("evaluate.tasks", asked)):
@@ -211,7 +209,7 @@ def resolve(spec: SweepSpec, *, source: str, folder: Path, extra_tasks: Sequence
     if errors:
         raise InputError("\n".join(f"{source}: {line}" for line in dict.fromkeys(errors)))
 
-    left_out = {task.name: reason for task in mixed + asked if (reason := task.unavailable())}
+    left_out = {task.name: reason for task in mixed + asked if (reason := available(task))}
     shares = {task: share for task, share in zip(mixed, spec.corpus.mixture.values(), strict=True)}
     shares = {task: share for task, share in shares.items() if task.name not in left_out}
     if not shares:
@@ -246,7 +244,7 @@ def _read(path: str | Path) -> tuple[Path, str]:
     try:
         return file, file.read_text(encoding="utf-8")
     except FileNotFoundError:
-        hint = did_you_mean(str(path), list(built_in))
+        hint = suggest(str(path), list(built_in))
         raise InputError(
             f"{path}: no such file or built-in sweep{hint} Built-in sweeps: {', '.join(built_in)}"
         ) from None
@@ -258,7 +256,7 @@ def _constants(given: dict[str, float]) -> Constants:
     known = list(Constants.__dataclass_fields__)
     for key in given:
         if key not in known:
-            raise InputError(f"unknown constant {key!r}{did_you_mean(key, known)} Known: {', '.join(known)}")
+            raise InputError(f"unknown constant {key!r}{suggest(key, known)} Known: {', '.join(known)}")
     try:
         return Constants(**given)  # type: ignore[arg-type]
     except ValueError as error:
@@ -282,7 +280,7 @@ def _all_errors(source: str, error: ValidationError) -> str:
         place, known = ".".join(map(str, item["loc"])), _fields_at(item["loc"][:-1])
         if item["type"] == "extra_forbidden":
             key = str(item["loc"][-1])
-            lines.append(f"{source}: {place}: unknown key{did_you_mean(key, known)} Accepted: {', '.join(known)}")
+            lines.append(f"{source}: {place}: unknown key{suggest(key, known)} Accepted: {', '.join(known)}")
         elif item["type"] == "missing":
             lines.append(f"{source}: {place}: this key is required")
         else:

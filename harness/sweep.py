@@ -59,7 +59,7 @@ def run_missing(sweep: Sweep, results: Path, *, workers: int, report: Report) ->
     with locked(folder):
         plan = make_plan(sweep, results)
         write_json(folder / "spec.json", _describe(plan))
-        write_json(folder / "tasks.json", [task.describe() for task in sweep.tasks])
+        write_json(folder / "tasks.json", [task.summary() for task in sweep.tasks])
         _write_documents(sweep, folder)
 
         def record(event: Event) -> None:
@@ -175,15 +175,15 @@ def _write_documents(sweep: Sweep, folder: Path) -> None:
 
 def _train(plan: RunPlan, results: Path, progress: Progress) -> None:
     from models.data import open_stream
-    from models.tokenizer import load_tokenizer
+    from models.tokenizer import load_tokenizer, tokenizer_digest
     from models.train import train
 
-    run = plan.run
+    run, tokenizer = plan.run, load_tokenizer(results / "tokenizer")
     checkpoints = train(
         run.model,
         run.train,
         open_stream(stream_path(results, run.train.data_seed)),
-        load_tokenizer(results / "tokenizer"),
+        tokenizer,
         plan.folder,
         progress=progress,
     )
@@ -193,6 +193,7 @@ def _train(plan: RunPlan, results: Path, progress: Progress) -> None:
         {
             "run_id": run.run_id,
             "spec": asdict(run),
+            "tokenizer_digest": tokenizer_digest(tokenizer),
             "checkpoints": [{k: v for k, v in meta.items() if k not in measured} for meta in checkpoints],
             **{key: checkpoints[-1][key] for key in measured},
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT,

@@ -6,7 +6,12 @@ import json
 import math
 import re
 import unicodedata
+from collections.abc import Iterable
 from typing import Any
+
+import pandas as pd
+
+DASH = "–"  # not known
 
 AXES = {
     "flops": "training compute C (FLOPs)",
@@ -31,9 +36,9 @@ METRICS = {  # what stands in brackets is the unit
 LABELS = {
     "emergent_sharp": (
         "emergent (sharp)",
-        "appears abruptly",
-        "at chance for the small sizes, well above it for the largest, and the whole interval of the rise width is below "
-        "the sharp width: the rise takes less than that much scale.",
+        "improves abruptly",
+        "at chance for the small sizes, well above it for the largest, and the whole interval of the rise width lies "
+        "below the sharp width.",
     ),
     "emergent_metric_dependent": (
         "emergent (metric-dependent)",
@@ -41,7 +46,7 @@ LABELS = {
         "this metric jumps, while a continuous metric on the same answers improves smoothly and explains the jump.",
     ),
     "smooth_late_onset": (
-        "smooth, late onset",
+        "smooth (late onset)",
         "improves late, but smoothly",
         "at chance for the small sizes, then a rise that is wider than the sharp width.",
     ),
@@ -70,10 +75,17 @@ def label_name(label: object) -> str:
     return LABELS[label][0] if isinstance(label, str) and label in LABELS else str(label).replace("_", " ")
 
 
+def choice_name(key: str) -> str:
+    """Say under which other choice of the analysis a label was found: W0=0.5, or the name of another scale axis."""
+    if key.startswith("W0="):
+        return f"if the sharp width were {key[3:]}"
+    return f"along {AXES[key]}" if key in AXES else f"at {key}"
+
+
 def si(x: float) -> str:
     """Write a count with three digits and k, M, G, T: 390000 -> 390k."""
     if not math.isfinite(x):
-        return "∞" if x > 0 else "–"
+        return "∞" if x > 0 else DASH
     for unit, name in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(x) >= 0.9995 * unit:
             return f"{x / unit:.3g}{name}"
@@ -83,7 +95,7 @@ def si(x: float) -> str:
 def scientific(x: float) -> str:
     """Write 1.23e11 as 1.2×10¹¹, and 1e11 as 10¹¹."""
     if not math.isfinite(x) or x <= 0:
-        return "–"
+        return DASH
     mantissa, exponent = f"{x:.1e}".split("e")
     power = "10" + str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
     mantissa = mantissa.removesuffix(".0")
@@ -101,19 +113,52 @@ def natural(name: object) -> list[Any]:
 
 
 def visible(text: str) -> str:
-    """Replace what a page would hide or obey (control, direction and lone surrogate characters) by a visible sign.
+    """Replace what a page would hide or obey (control, direction and lone surrogate characters) by ⟨U+001B⟩ etc.
 
-    Line feeds stay. A C0 control becomes its picture (U+2400...), anything else ⟨U+202E⟩ and the like."""
-
-    def sign(c: str) -> str:
-        if c == "\n" or unicodedata.category(c) not in {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}:
-            return c
-        return chr(0x2400 + ord(c)) if ord(c) < 32 else "␡" if c == "\x7f" else f"⟨U+{ord(c):04X}⟩"
-
-    return "".join(map(sign, text))
+    Line feeds stay."""
+    hidden = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
+    return "".join(f"⟨U+{ord(c):04X}⟩" if c != "\n" and unicodedata.category(c) in hidden else c for c in text)
 
 
 def loads(value: object) -> dict[str, Any]:
     """Read a JSON column; what is absent is an empty dict."""
     found = json.loads(value) if isinstance(value, str) and value else value
     return found if isinstance(found, dict) else {}
+
+
+def known(value: Any) -> bool:
+    return math.isfinite(number(value))
+
+
+def number(value: Any) -> float:
+    """Return a cell as a float; whatever stands for missing is NaN."""
+    return math.nan if pd.isna(value) else float(value)
+
+
+def interval(value: Any, low: Any, high: Any, form: str) -> str:
+    """Write an estimate with its interval: 0.42 (0.3 to 0.71); an open end is said."""
+    if not known(value):
+        return DASH
+    said, least, most = (form.format(number(v)) if known(v) else None for v in (value, low, high))
+    if least and most:
+        return f"{said} ({least} to {most})"
+    return f"{said} ({least} or more)" if least else f"{said} ({most} or less)" if most else f"{said}"
+
+
+def count(n: int, one: str, many: str | None = None) -> str:
+    return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
+def span(low: Any, high: Any) -> str:
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def extent(values: Iterable[float], axis: str = "") -> str:
+    """Write the smallest and largest of some values: 1.6k to 390k."""
+    return span(scale(float(min(values)), axis), scale(float(max(values)), axis))
+
+
+def listing(items: Iterable[Any]) -> str:
+    """Write a list as a sentence has it: a, b and c."""
+    words = [str(item) for item in items]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""

@@ -62,7 +62,8 @@ def tiny_model_results(
     config._attn_implementation = implementation
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = GraniteModel(config).to(device=device, dtype=dtype)
+        model: torch.nn.Module = GraniteModel(config)
+        model.to(device=device, dtype=dtype)
         rows = torch.randint(32, (2, 33))
     output = model(input_ids=rows.to(device), use_cache=False).last_hidden_state
     output.float().pow(2).mean().backward()
@@ -99,9 +100,9 @@ def _wrong(name: str, device: torch.device, dtype: torch.dtype, head_dim: int, c
     # bfloat16 keeps 8 bits: the errors of some twenty rounded operations stay below a few percent of the largest value.
     tolerance = 1e-4 if dtype == torch.float32 else 6e-2
     for key, value in expected.items():
-        error = (found[key] - value).abs().max().item() / value.abs().max().clamp_min(1e-12).item()
-        if not error <= tolerance:
-            return f"wrong numbers: {key} is off by {error:.2g} of its largest value (accepted: {tolerance:g})"
+        off = (found[key] - value).abs().max().item() / value.abs().max().clamp_min(1e-12).item()
+        if not off <= tolerance:
+            return f"wrong numbers: {key} is off by {off:.2g} of its largest value (accepted: {tolerance:g})"
     return None
 
 

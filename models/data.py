@@ -26,6 +26,7 @@ class TokenStream:
     path: Path
     n_rows: int
     row_tokens: int
+    largest_id: int
     digest: str  # SHA-256 of the token bytes
     meta: dict[str, Any]
     _matrix: np.ndarray = field(repr=False, compare=False)
@@ -49,7 +50,7 @@ def write_stream(path: Path, rows: Iterable[Sequence[int]], row_tokens: int, met
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    digest, n_rows = hashlib.sha256(), 0
+    digest, n_rows, largest_id = hashlib.sha256(), 0, 0
     try:
         with open(temporary, "wb") as file:
             for row in rows:
@@ -61,7 +62,7 @@ def write_stream(path: Path, rows: Iterable[Sequence[int]], row_tokens: int, met
                 block = values.astype(_DTYPE).tobytes()
                 digest.update(block)
                 file.write(block)
-                n_rows += 1
+                n_rows, largest_id = n_rows + 1, max(largest_id, int(values.max()))
             if n_rows == 0:
                 raise SpecError(f"{path.name}: no rows were given; a stream needs at least one")
             file.flush()
@@ -69,7 +70,13 @@ def write_stream(path: Path, rows: Iterable[Sequence[int]], row_tokens: int, met
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    record = {"n_rows": n_rows, "row_tokens": row_tokens, "digest": digest.hexdigest(), "meta": meta}
+    record = {
+        "n_rows": n_rows,
+        "row_tokens": row_tokens,
+        "largest_id": largest_id,
+        "digest": digest.hexdigest(),
+        "meta": meta,
+    }
     with open(temporary, "w", encoding="utf-8") as file:
         json.dump(record, file, indent=1, sort_keys=True)
         file.flush()
@@ -89,4 +96,4 @@ def open_stream(path: Path) -> TokenStream:
     if expected != found:
         raise SpecError(f"{path}: {found} bytes, but its .json describes {expected}; delete both and write it again")
     matrix = np.memmap(path, dtype=_DTYPE, mode="r", shape=(n_rows, row_tokens))
-    return TokenStream(path, n_rows, row_tokens, record["digest"], record["meta"], matrix)
+    return TokenStream(path, n_rows, row_tokens, record["largest_id"], record["digest"], record["meta"], matrix)

@@ -27,8 +27,9 @@ def build(spec: ModelSpec, *, seed: int, attention: str = "sdpa") -> GraniteForC
         eos_token_id=BOS_TOKEN_ID,
         # A pad id here would make nn.Embedding drop that row's gradient, and the pad token is also the BOS token.
         pad_token_id=None,
-        **forward_multipliers(spec),
     )
+    for name, value in forward_multipliers(spec).items():
+        setattr(config, name, value)
     config._attn_implementation = attention
     # transformers draws weights of its own first; fork_rng keeps that from moving the caller's generator.
     with torch.random.fork_rng(devices=[]):

@@ -1,37 +1,43 @@
 """Next-token cross-entropy straight from hidden states, in one reused (tokens, vocabulary) buffer."""
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+_BITS_PER_NAT = 1 / math.log(2)
 
 
 class _FusedLinearCrossEntropy(torch.autograd.Function):
     """Mean cross-entropy of softmax(hidden @ weight.T), with both gradients computed during the forward pass.
 
     The head is where a small model spends its time on a CPU: fresh (N, V) buffers cost page faults, and autograd would
-    walk them about eight times. Here one buffer is reused and overwritten in place, and the softmax is left
-    unnormalised: dividing by its sums happens on the (N, d) side of both products."""
+    walk them about eight times. Here one buffer is reused and overwritten in place, the softmax is left unnormalised
+    (dividing by its sums happens on the (N, d) side of both products) and taken in base 2, whose exponential is twice
+    as fast as e's. No product is written with a result a few columns wide: at d = 8 that takes 5 times longer."""
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, buffer: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, buffer: Tensor) -> Tensor:
         n_tokens = hidden.shape[0]
-        logits = torch.mm(hidden, weight.t(), out=buffer)  # (N, V)
-        top = logits.amax(dim=1, keepdim=True)  # (N, 1)
-        logits -= top
-        gold = logits.gather(1, targets[:, None])  # (N, 1)
-        unnormalised = logits.exp_()
-        total = unnormalised.sum(dim=1, keepdim=True)  # (N, 1)
-        loss = (total.log() - gold).mean()
-        shrink = (1 / n_tokens) / total  # (N, 1)
-        grad_hidden = torch.mm(unnormalised, weight).mul_(shrink)
+        bits = torch.mm(hidden * _BITS_PER_NAT, weight.t(), out=buffer)  # (N, V)
+        bits -= bits.amax(dim=1, keepdim=True)
+        gold = bits.gather(1, targets[:, None]).squeeze(1)  # (N,)
+        unnormalised = bits.exp2_()
+        total = unnormalised.sum(dim=1)  # (N,)
+        loss = (total.log2() - gold).mean() / _BITS_PER_NAT
+        shrink = (1 / n_tokens) / total  # (N,)
+        grad_hidden = torch.mm(weight.t(), unnormalised.t()).mul_(shrink).t()  # (N, d)
         grad_hidden.sub_(weight.index_select(0, targets), alpha=1 / n_tokens)
-        grad_weight = torch.mm(unnormalised.t(), hidden * shrink)
+        grad_weight = torch.mm((hidden * shrink[:, None]).t(), unnormalised).t()  # (V, d)
         grad_weight.index_add_(0, targets, hidden, alpha=-1 / n_tokens)
         ctx.save_for_backward(grad_hidden, grad_weight)
         return loss
 
     @staticmethod
-    def backward(ctx, grad_loss: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, Tensor, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         return grad_hidden * grad_loss, grad_weight * grad_loss, None, None
 
@@ -41,10 +47,10 @@ class NextTokenLoss(nn.Module):
 
     rows (B, T + 1) -> mean over the B T predictions, in nats. Takes the body and the head's weight of `model`."""
 
-    def __init__(self, model: nn.Module, *, n_rows: int, n_positions: int) -> None:
+    def __init__(self, model: PreTrainedModel, *, n_rows: int, n_positions: int) -> None:
         super().__init__()
-        self.model = model
-        self.head = model.get_output_embeddings()
+        self.model: Any = model
+        self.head: Any = model.get_output_embeddings()
         self.inverse_scale = 1 / getattr(model.config, "logits_scaling", 1.0)
         self._shape = (n_rows * n_positions, self.head.out_features)
         self._buffer: Tensor | None = None
@@ -58,4 +64,5 @@ class NextTokenLoss(nn.Module):
             return F.cross_entropy(self.head(hidden).float(), targets)
         if self._buffer is None:
             self._buffer = torch.empty(self._shape)
-        return _FusedLinearCrossEntropy.apply(hidden.float(), self.head.weight, targets, self._buffer)
+        with torch.autocast("cpu", enabled=False):
+            return _FusedLinearCrossEntropy.apply(hidden.float(), self.head.weight, targets, self._buffer)

@@ -74,9 +74,10 @@ def _check(model: ModelSpec, train: TrainSpec, stream: TokenStream, tokenizer: P
             f"{stream.path.name} has rows of {stream.row_tokens} tokens, but context_length={model.context_length} "
             f"needs {model.context_length + 1} (inputs and the token after); write the stream again"
         )
-    if len(tokenizer) > model.vocab_size:
+    n_entries = max(len(tokenizer), stream.largest_id + 1)
+    if n_entries > model.vocab_size:
         raise SpecError(
-            f"the tokenizer has {len(tokenizer)} entries, more than vocab_size={model.vocab_size}; raise vocab_size"
+            f"tokenizer and stream use {n_entries} token ids, more than vocab_size={model.vocab_size}; raise vocab_size"
         )
     n_rows = train.batch_tokens // model.context_length
     if train.steps * n_rows > stream.n_rows:
@@ -165,8 +166,10 @@ class _Run:
         self.model = build(model_spec, seed=train_spec.seed, attention=self.attention.implementation)
         loss = NextTokenLoss(self.model, n_rows=n_rows, n_positions=model_spec.context_length)
         groups = parameter_groups(self.model, model_spec, train_spec)
-        optimizer = torch.optim.AdamW(groups, betas=train_spec.betas, fused=True)
-        self.loss, self.optimizer = self.accelerator.prepare(loss.train(), optimizer)
+        # Not prepared: accelerate's wrapper serves loss scaling, which neither precision needs, and searches the file
+        # system for optional packages at every step (2 % of the smallest model's).
+        self.optimizer = torch.optim.AdamW(groups, betas=train_spec.betas, fused=True)
+        self.loss = self.accelerator.prepare(loss.train())
         self.parameters = list(self.model.parameters())
         self.step = 0
         # One slot per step: reading a loss would wait for the device, so they are looked at every few steps.
@@ -214,8 +217,8 @@ class _Run:
 
     def _cost(self) -> tuple[float, float]:
         """CPU and wall seconds, those of earlier sittings included."""
-        now = (time.process_time(), time.perf_counter())
-        return tuple(spent + end - start for spent, end, start in zip(self._spent, now, self._started, strict=True))
+        cpu, wall = time.process_time() - self._started[0], time.perf_counter() - self._started[1]
+        return self._spent[0] + cpu, self._spent[1] + wall
 
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase, digest: str) -> dict[str, Any]:
         """Write the checkpoint of the present step and return its record."""

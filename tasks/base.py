@@ -5,7 +5,7 @@
         a, b = rng.integers(10 ** (digits - 1), 10**digits, size=2)
         return Answer(f"{a} + {b} =", str(a + b))
 
-A first parameter `rng` makes a procedural task, `row` one that reads a file; further parameters are the difficulty grid.
+A first parameter `rng` makes a procedural task, `row` one that reads data; further parameters are the difficulty grid.
 """
 
 from __future__ import annotations
@@ -21,43 +21,15 @@ from typing import Any
 import numpy as np
 
 from tasks import identity, prompting, sources
-from tasks.errors import TaskError, suggest
+from tasks.errors import TaskError, Unavailable, suggest
 from tasks.metrics import DEFAULTS, HEADLINES, METRICS
-from tasks.outputs import OUTPUTS, Answer, Choice, Doc, Text
+from tasks.outputs import OUTPUTS, Answer, Choice, Doc, Document, Text
 
 KINDS = ("language modeling", "classification", "qa", "generation")
 ROLES = ("probe", "control")
 DEFAULT_SIZE = 500  # evaluation documents per level of a procedural task
 MAX_DRAWS_PER_DOCUMENT = 4  # repeated questions are skipped; a small task gives fewer documents instead of searching on
 FORMAT = 1  # raise when this package renders or draws documents differently
-
-
-@dataclass(frozen=True, kw_only=True)
-class Document:
-    """One evaluation document as a model is asked it."""
-
-    task: str
-    level: str  # "digits=2"; "" for a task without a difficulty grid
-    doc_id: int  # number of the draw, or of the row in the data
-    kind: str
-    prompt: str  # shots included; never ends in a space
-    continuations: tuple[str, ...]  # with their leading delimiter: the choices, the references, or the text
-    answer: int | None  # index of the right choice
-    stop: str | None
-    max_tokens: int | None
-    chance: float | None  # of being right by guessing evenly: 1/k of k choices, 0 for free text, None for a Text
-    prompt_digest: str
-    shots: tuple[str, ...]  # the worked examples as rendered, earliest first
-    join: str
-    doc: Doc
-
-    @property
-    def n_shot(self) -> int:
-        return len(self.shots)
-
-    @property
-    def output(self) -> str:
-        return self.doc.output
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -80,9 +52,45 @@ class Task:
     shared: bool
     balanced: bool
     train: Callable[[np.random.Generator, int], str] | None
+    train_grid: Mapping[str, tuple[Any, ...]]
     shortcut: Callable[..., Mapping[str, float]] | None
     version: int
     file: Path = field(repr=False)
+
+    def __post_init__(self) -> None:
+        def one_of(given: str, what: str, known: Collection[str]) -> None:
+            if given not in known:
+                raise TaskError(
+                    f"task {self.name!r}: unknown {what} {given!r}{suggest(given, known)} Known: {', '.join(known)}"
+                )
+
+        if not self.name.replace("_", "").replace("-", "").isalnum():
+            raise TaskError(f"task name {self.name!r}: use letters, digits, '-' and '_' (it names files and columns)")
+        one_of(self.kind, "kind", KINDS)
+        one_of(self.role, "role", ROLES)
+        for metric in self.asked_metrics:
+            one_of(metric, "metric", METRICS)
+        if self.shots < 0 or (self.size is not None and self.size < 1):
+            raise TaskError(
+                f"task {self.name!r}: shots must be at least 0 and size at least 1, "
+                f"got shots={self.shots}, size={self.size}"
+            )
+        first, *rest = list(inspect.signature(self.function).parameters) or [""]
+        if first != ("rng" if self.data is None else "row"):
+            raise TaskError(
+                f"task {self.name!r}: the function's first parameter must be 'rng' (procedural, without data=) "
+                f"or 'row' (with data=), got {first!r}"
+            )
+        for level in self.train_grid:
+            one_of(level, "level in train_levels", self.grid)
+        if set(rest) != set(self.grid) or not all((*self.grid.values(), *self.train_grid.values())):
+            raise TaskError(
+                f"task {self.name!r}: every further parameter of the function needs a list of values in @task(...), "
+                f"and every list a parameter; parameters: {', '.join(rest) or 'none'}; "
+                f"lists: {', '.join(self.grid) or 'none'}"
+            )
+        if self.balanced and (self.data is not None or self.output != "Choice"):
+            raise TaskError(f"task {self.name!r}: balanced=True needs a function of rng that returns Choice")
 
     @property
     def source(self) -> str:
@@ -96,13 +104,18 @@ class Task:
     @cached_property
     def levels(self) -> list[dict[str, Any]]:
         """Every combination of the difficulty grid; one empty level without a grid."""
-        return [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
+        return _combinations(self.grid)
+
+    @cached_property
+    def train_levels(self) -> list[dict[str, Any]]:
+        """Every combination of the grid that training rows are drawn from."""
+        return _combinations({**self.grid, **self.train_grid})
 
     @cached_property
     def output(self) -> str:
         """ "Choice", "Answer" or "Text": as the function is annotated, else as it returns."""
         annotation = self.function.__annotations__.get("return", "")
-        name = (annotation if isinstance(annotation, str) else annotation.__name__).rpartition(".")[2]
+        name = (annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")).rpartition(".")[2]
         if name in OUTPUTS:
             return name
         if self.rows:
@@ -111,7 +124,16 @@ class Task:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names of the metrics scored: those of the output kind and those the task asked for."""
+        """Names of the metrics scored: those of the output kind and those the task asked for.
+
+        Raises TaskError where one asked for does not score this kind of output.
+        """
+        for name in self.asked_metrics:
+            if self.output not in METRICS[name].outputs:
+                raise TaskError(
+                    f"task {self.name!r}: metric {name!r} scores {' and '.join(METRICS[name].outputs)}, "
+                    f"but its function returns {self.output}"
+                )
         return tuple(dict.fromkeys((*DEFAULTS[self.output], *self.asked_metrics)))
 
     @property
@@ -139,7 +161,7 @@ class Task:
             FORMAT,
             self.name,
             self.version,
-            {name: list(values) for name, values in self.grid.items()},
+            [{name: list(values) for name, values in grid.items()} for grid in (self.grid, self.train_grid)],
             (self.shots, self.join, self.delimiter, self.shared, self.balanced),
             code,
             [dict(row) for row in self.rows],
@@ -170,17 +192,17 @@ class Task:
     def documents(self, *, limit: int | None = None, seed: int = 0) -> list[Document]:
         """The evaluation documents, level after level; at most `limit` (default: the task's size) of each level.
 
-        Document i of a level is a function of (digest, level, seed, i) alone, so a lower limit gives the first documents
-        of a higher one. Repeated questions are left out, so a level with few distinct ones gives fewer than `limit`.
+        Document i of a level is a function of (digest, level, seed, i) alone, so a lower limit gives the first
+        documents of a higher one. Repetitions are left out: a level with few distinct documents gives fewer.
         Raises TaskError where the function is impure, fails, or finds no document that the split allows.
         """
         limit = self.size if limit is None else limit
         return [document for level in self.levels for document in self._level_documents(level, limit, seed)]
 
     def training_text(self, rng: np.random.Generator, *, chars: int) -> str:
-        """One training row of at least `chars` characters: worked examples of random levels, or an episode of the task.
+        """One training row of at least `chars` characters: worked examples of random levels, or the task's own `train`.
 
-        No evaluation document is among them unless the task is `shared`. Raises TaskError for a task that only evaluates.
+        No evaluation document is in it unless the task is `shared`. Raises TaskError for a task that only evaluates.
         """
         if self.train is not None:
             return self.train(rng, chars)
@@ -189,20 +211,20 @@ class Task:
                 f"task {self.name!r}: all rows of its data are evaluation documents; give it train=, or shared=True"
             )
         shots: list[str] = []
-        length = 0
+        length = -len(self.join)
         while length < chars:
-            level = self.levels[int(rng.integers(len(self.levels)))]
+            level = self.train_levels[int(rng.random() * len(self.train_levels))]
             shots.append(prompting.with_answer(self._draw(rng, level, "train"), self.delimiter))
             length += len(shots[-1]) + len(self.join)
         return self.join.join(shots)
 
     def _level_documents(self, level: dict[str, Any], limit: int | None, seed: int) -> Iterator[Document]:
-        seen: set[str] = set()
+        seen: set[Doc] = set()
         for doc_id, doc in self._candidates(level, limit, seed):
             if limit is not None and len(seen) >= limit:
                 return
-            if doc.content not in seen:
-                seen.add(doc.content)
+            if doc not in seen:
+                seen.add(doc)
                 yield self._document(doc_id, doc, level, seed)
 
     def _candidates(self, level: dict[str, Any], limit: int | None, seed: int) -> Iterator[tuple[int, Doc]]:
@@ -231,20 +253,22 @@ class Task:
             if not self.shared and identity.held_out(doc.content) != (split == "evaluation"):
                 continue
             if self.balanced and number is not None and isinstance(doc, Choice):
-                if doc.answer != number % len(doc.choices):
+                due = number % len(doc.choices)
+                if doc.answer != due:
                     continue
             return doc
         raise TaskError(
-            f"task {self.name!r} ({self.source}), level {level_name(level) or 'without a name'}: no {split} document in "
-            f"{prompting.MAX_REDRAWS} draws; it has too few distinct documents to split (shared=True lets both splits "
-            "use the same ones)"
+            f"task {self.name!r} ({self.source}){' ' * bool(level)}{level_name(level)}: no {split} document in "
+            f"{prompting.MAX_REDRAWS} draws; it has too few distinct documents to split "
+            "(shared=True lets both splits use the same ones)"
         )
 
     def _call(self, argument: Any, level: Mapping[str, Any], where: str) -> Doc:
         try:
             doc = self.function(argument, **level)
         except TaskError as error:
-            raise TaskError(f"{where}: task {self.name!r}: {error}" if self.data is not None else str(error)) from error
+            place = f"{where}: " if self.data is not None else ""
+            raise TaskError(f"{place}task {self.name!r}: {error}") from error
         except Exception as error:
             raise TaskError(
                 f"task {self.name!r} ({self.source}): its function failed on {where} "
@@ -258,6 +282,11 @@ class Task:
         return doc
 
     def _document(self, doc_id: int, doc: Doc, level: dict[str, Any], seed: int) -> Document:
+        if doc.output != self.output:
+            raise TaskError(
+                f"task {self.name!r} ({self.source}): all documents must be of one kind of output; "
+                f"document {doc_id} is {doc.output}, not {self.output}"
+            )
         key = (self.digest, level_name(level), seed, doc_id)
         drawn = prompting.draw_shots(doc, self.shots, key, lambda rng: self._draw(rng, level, "train"))
         if len(drawn) < self.shots:
@@ -277,7 +306,7 @@ class Task:
             kind=self.kind,
             prompt=prompt,
             continuations=tuple(delimiter + continuation for continuation in continuations),
-            answer=doc.answer if isinstance(doc, Choice) else None,
+            answer=doc.gold_index if isinstance(doc, Choice) else None,
             stop=doc.stop if isinstance(doc, Answer) else None,
             max_tokens=doc.max_tokens if isinstance(doc, Answer) else None,
             chance=1 / len(doc.choices) if isinstance(doc, Choice) else (0.0 if isinstance(doc, Answer) else None),
@@ -304,6 +333,7 @@ def task(
     shared: bool = False,
     balanced: bool = False,
     train: Callable[[np.random.Generator, int], str] | None = None,
+    train_levels: Mapping[str, Sequence[Any]] | None = None,
     shortcut: Callable[..., Mapping[str, float]] | None = None,
     version: int = 1,
     **levels: Sequence[Any],
@@ -311,26 +341,25 @@ def task(
     """Turn a function into a Task. Remaining keyword arguments are the difficulty grid, `name=[values]`.
 
     size: evaluation documents per level (default 500; of a data file, all rows).
-    data: a JSON Lines file beside the task's own file, or a function that returns rows; then the first parameter is `row`.
+    data: a JSON Lines file beside the task's own file, or a function that returns rows; the first parameter is `row`.
     metrics, metric: scored besides the usual ones of the output kind; the headline among them.
     join, delimiter: between worked examples; between a prompt and its answer.
     shared: training and evaluation may use the same documents, for tasks that ask what was remembered.
     balanced: document i of a Choice task has answer i modulo the number of choices, so a constant answer scores chance.
     train: (rng, chars) -> one training row of at least that many characters, for episodes that examples cannot build.
+    train_levels: the values of the grid that training examples are drawn from, where more are trained than asked.
     shortcut: (**level) -> {metric: best score of a solver without the ability}; verdicts start from there.
     version: raise it when the documents change in a way that the function's source does not show.
     Raises TaskError for an argument that cannot work.
     """
 
     def decorate(function: Callable[..., Doc]) -> Task:
-        grid = {level: tuple(values) for level, values in levels.items()}
-        _check_arguments(name, function, kind, role, size, shots, data, (*metrics, *([metric] if metric else [])), grid)
         return Task(
             name=name,
             kind=kind,
             ability=ability,
             role=role,
-            grid=grid,
+            grid={level: tuple(values) for level, values in levels.items()},
             function=function,
             size=DEFAULT_SIZE if size is None and data is None else size,
             shots=shots,
@@ -342,6 +371,7 @@ def task(
             shared=shared,
             balanced=balanced,
             train=train,
+            train_grid={level: tuple(values) for level, values in (train_levels or {}).items()},
             shortcut=shortcut,
             version=version,
             file=Path(inspect.unwrap(function).__code__.co_filename),
@@ -350,41 +380,8 @@ def task(
     return decorate
 
 
-def _check_arguments(
-    name: str,
-    function: Callable[..., Doc],
-    kind: str,
-    role: str,
-    size: int | None,
-    shots: int,
-    data: object,
-    asked: Sequence[str],
-    grid: Mapping[str, tuple[Any, ...]],
-) -> None:
-    def one_of(given: str, what: str, known: Collection[str]) -> None:
-        if given not in known:
-            raise TaskError(f"task {name!r}: unknown {what} {given!r}{suggest(given, known)} Known: {', '.join(known)}")
-
-    if not name.replace("_", "").replace("-", "").isalnum():
-        raise TaskError(f"task name {name!r}: use letters, digits, '-' and '_' (it names files and columns)")
-    one_of(kind, "kind", KINDS)
-    one_of(role, "role", ROLES)
-    for asked_name in asked:
-        one_of(asked_name, "metric", METRICS)
-    if shots < 0 or (size is not None and size < 1):
-        raise TaskError(f"task {name!r}: shots must be at least 0 and size at least 1, got shots={shots}, size={size}")
-    first, *rest = inspect.signature(function).parameters or [""]
-    expected = "rng" if data is None else "row"
-    if first != expected:
-        raise TaskError(
-            f"task {name!r}: the function's first parameter must be 'rng' (procedural) or 'row' (with data=); "
-            f"{'without' if data is None else 'with'} data= it is {expected!r}, got {first!r}"
-        )
-    if set(rest) != set(grid) or not all(grid.values()):
-        raise TaskError(
-            f"task {name!r}: every further parameter of the function needs a list of values in @task(...), and every "
-            f"list a parameter; parameters: {', '.join(rest) or 'none'}; lists: {', '.join(grid) or 'none'}"
-        )
+def _combinations(grid: Mapping[str, tuple[Any, ...]]) -> list[dict[str, Any]]:
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
 def level_name(level: Mapping[str, Any]) -> str:
@@ -396,6 +393,6 @@ def available(task: Task) -> str | None:
     """Why the task cannot run here (a missing package and how to install it), or None where it can."""
     try:
         _ = task.rows
-    except sources.Unavailable as error:
+    except Unavailable as error:
         return str(error)
     return None

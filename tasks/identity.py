@@ -48,21 +48,33 @@ def code_text(function: Callable[..., Any]) -> str:
 
 
 def _collect(function: FunctionType | Callable[..., Any], root: Path, parts: dict[str, str]) -> None:
-    label = f"{function.__module__}.{function.__qualname__}"  # type: ignore[union-attr]
+    label = f"{function.__module__}.{function.__qualname__}"
     if label in parts:
         return
     parts[label] = _bare_source(function)
     scope = inspect.getclosurevars(function)
-    visible = {**function.__globals__, **scope.nonlocals}  # type: ignore[union-attr]
-    for name in sorted(_names(function.__code__) | set(scope.nonlocals)):  # type: ignore[union-attr]
-        value = inspect.unwrap(visible[name]) if callable(visible.get(name)) else visible.get(name)
-        if isinstance(value, FunctionType):
-            if root in Path(value.__code__.co_filename).parents:
-                _collect(value, root, parts)
-        elif isinstance(value, str | int | float | tuple | list | dict):
-            parts[f"{label}:{name}"] = f"{name} = {value!r}"
-        elif isinstance(value, set | frozenset):  # their order changes from process to process
-            parts[f"{label}:{name}"] = f"{name} = {sorted(map(repr, value))}"
+    visible = {**function.__globals__, **scope.nonlocals}
+    for name in sorted(_names(function.__code__) | set(scope.nonlocals)):
+        value = visible.get(name)
+        used = inspect.unwrap(value) if callable(value) else value
+        if isinstance(used, FunctionType):
+            if Path(used.__code__.co_filename).parent == root:
+                _collect(used, root, parts)
+        elif isinstance(used, str | int | float | tuple | list | dict | set | frozenset):
+            parts[f"{label}:{name}"] = f"{name} = {_constant_text(used)}"
+
+
+def _constant_text(value: object) -> str:
+    """A text of a constant that is the same in every process: no memory address, no order of a set."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_constant_text(key)}: {_constant_text(item)}' for key, item in value.items())}}}"
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(_constant_text, value))}]"
+    if isinstance(value, set | frozenset):
+        return f"set({sorted(map(_constant_text, value))})"
+    if isinstance(value, FunctionType):
+        return _bare_source(value)
+    return repr(value) if isinstance(value, str | int | float | None) else type(value).__qualname__
 
 
 def _bare_source(function: Any) -> str:

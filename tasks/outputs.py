@@ -1,4 +1,4 @@
-"""What a task function returns; the type is the kind of output that a model is asked for."""
+"""What a task function returns (the type is the kind of output that is asked for), and the document made of it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _check_prompt(text: object, what: str) -> None:
 
 @dataclass(frozen=True)
 class Choice:
-    """A question with listed answers, scored by their log-probabilities. `answer` is an index, or one of the choices."""
+    """A question with listed answers, scored by their log-probabilities; `answer` is an index or one of the choices."""
 
     context: str
     choices: Sequence[str]
@@ -43,7 +43,7 @@ class Choice:
             answer = choices.index(answer)
         if isinstance(answer, bool) or not isinstance(answer, int | np.integer) or not 0 <= answer < len(choices):
             raise TaskError(
-                f"Choice: the answer must be one of the choices or an index from 0 to {len(choices) - 1}, got {answer!r}"
+                f"Choice: the answer must be a choice or an index from 0 to {len(choices) - 1}, got {answer!r}"
             )
         object.__setattr__(self, "choices", choices)
         object.__setattr__(self, "answer", int(answer))
@@ -57,13 +57,17 @@ class Choice:
         return self.context
 
     @property
+    def gold_index(self) -> int:
+        return int(self.answer)  # an index since construction
+
+    @property
     def gold(self) -> str:
-        return self.choices[self.answer]  # type: ignore[index]
+        return self.choices[self.gold_index]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A question answered in free text; the best of several references counts. Generation ends at `stop` or `max_tokens`."""
+    """A question answered in free text up to `stop` or `max_tokens`; the best of several references counts."""
 
     prompt: str
     references: str | Sequence[str]
@@ -122,3 +126,31 @@ class Text:
 
 Doc = Choice | Answer | Text
 OUTPUTS = {cls.__name__: cls for cls in (Choice, Answer, Text)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """One evaluation document as a model is asked it."""
+
+    task: str
+    level: str  # "digits=2"; "" for a task without a difficulty grid
+    doc_id: int  # number of the draw, or of the row in the data
+    kind: str
+    prompt: str  # shots included; never ends in a space
+    continuations: tuple[str, ...]  # with their leading delimiter: the choices, the references, or the text
+    answer: int | None  # index of the right choice
+    stop: str | None
+    max_tokens: int | None
+    chance: float | None  # of being right by guessing evenly: 1/k of k choices, 0 for free text, None for a Text
+    prompt_digest: str
+    shots: tuple[str, ...]  # the worked examples as rendered, earliest first
+    join: str
+    doc: Doc
+
+    @property
+    def n_shot(self) -> int:
+        return len(self.shots)
+
+    @property
+    def output(self) -> str:
+        return self.doc.output

@@ -1,26 +1,24 @@
 """Few-shot prompts: whole worked examples before the document's own question.
 
-The space between a prompt and its answer belongs to the answer: " yes" and "yes" are different byte strings, and byte-level
-tokenizers keep a word and its leading space in one token. So prompts never end in a space and continuations begin with one.
+The space between a prompt and its answer belongs to the answer: " yes" and "yes" are different byte strings, and
+byte-level tokenizers keep a word and its leading space in one token. So prompts never end in a space, and continuations
+begin with one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tasks.identity import digest_of, generator
-
-if TYPE_CHECKING:
-    from tasks.base import Answer, Choice, Document, Text
+from tasks.outputs import Doc, Document
 
 MAX_REDRAWS = 1000  # at one chance in sixteen per draw, all of them fail once in 1e28 documents
 
 
-def with_answer(doc: Choice | Answer | Text, delimiter: str) -> str:
+def with_answer(doc: Doc, delimiter: str) -> str:
     """A document as a worked example: its prompt and its right answer (the text itself where there is no answer)."""
     return doc.content + (delimiter + doc.gold if doc.gold else "")
 
@@ -31,16 +29,16 @@ def render(shots: Sequence[str], prompt: str, *, join: str) -> str:
 
 
 def draw_shots(
-    doc: Choice | Answer | Text,
+    doc: Doc,
     n_shot: int,
     key: tuple[object, ...],
-    draw: Callable[[np.random.Generator], Choice | Answer | Text],
-) -> list[Choice | Answer | Text]:
+    draw: Callable[[np.random.Generator], Doc],
+) -> list[Doc]:
     """`n_shot` examples for one document, none with the document's own prompt and no two alike where that can be had.
 
     Example j is drawn from its own generator, keyed by (*key, j): it depends on nothing but the document it serves.
     """
-    shots: list[Choice | Answer | Text] = []
+    shots: list[Doc] = []
     for j in range(n_shot):
         rng = generator(*key, "shot", j)
         taken = {shot.content for shot in shots}
@@ -57,8 +55,8 @@ def draw_shots(
 def drop_shots(document: Document, fits: Callable[[str], bool]) -> Document:
     """The document with as many of its shots as fit, the earliest dropped first and always whole.
 
-    `fits` is given a rendered prompt and says whether it leaves room for the answer. A question that does not fit on its
-    own comes back without shots: cutting it is left to the model, which marks what it cuts.
+    `fits` is given a rendered prompt and says whether it leaves room for the answer. A question that does not fit on
+    its own comes back without shots: cutting it is left to the model, which marks what it cuts.
     """
     for n_dropped in range(document.n_shot + 1):
         shots = document.shots[n_dropped:]

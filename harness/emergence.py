@@ -1,0 +1,487 @@
+"""Verdicts: does an ability jump, rise smoothly, stay at chance, or can these runs not tell?
+
+One verdict per (task, level, metric), from the last checkpoints of the sizes. In order:
+0. gate: enough sizes, decades and seeds, else inconclusive;
+1. error model over documents and seeds, t instead of z (width.build_curve);
+2. each size against chance, one-sided, Holm over sizes; Benjamini-Hochberg over all metrics with a chance level;
+3. trend: the smaller of a slope and a heterogeneity test, doubled; Benjamini-Hochberg over all metrics;
+4. onset: the two smallest sizes are equivalent to chance, the largest is above it by the minimum effect;
+5. sharpness: the 95 % interval of the rise width against `sharp_width` (width.logistic_rise, width.isotonic_rise);
+6. seeds: sizes where they fall into two groups; the width of the share of solved seeds must be narrow too;
+7. metric: a threshold metric whose continuous partner improves significantly inside the threshold metric's floor, by
+   at least half of what an even rise would bring there, and does not jump itself, is metric-dependent.
+Step 7 is a first form: it does not yet predict the partner's largest size from the others, nor reproduce the threshold
+metric from the partner through the known link (such as token accuracy to the power of the length).
+
+Nats are read on the same constants as shares: 0.1 nats is a change of the probability by a tenth."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import f as f_dist
+from scipy.stats import t as student_t
+
+from harness.store import StoreError
+from harness.width import Curve, Rise, Split, build_curve, isotonic_rise, logistic_rise, seed_split, with_seeds
+from tasks.metrics import METRICS
+
+LABELS = (
+    "emergent_sharp",
+    "emergent_metric_dependent",
+    "smooth_late_onset",
+    "smooth",
+    "flat_at_chance",
+    "flat_above_chance",
+    "inverse",
+    "bimodal_seeds",
+    "inconclusive",
+)
+AXES = ("flops", "n_params_non_embedding", "n_params", "tokens")
+WIDTHS = (0.5, 1.0, 1.5)  # decades; the sensitivity of a label to what counts as sharp
+_KEYS = ["task", "level", "metric"]
+_PASSED = ["kind", "ability", "role", "headline", "continuous", "partner"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constants:
+    """What a verdict is decided by; written into every row of the table."""
+
+    alpha: float = 0.05  # of each test and interval of a curve
+    fdr: float = 0.05  # false discovery rate over all metrics
+    min_effect: float = 0.10  # what counts as an ability: above chance, and from the smallest to the largest size
+    equivalence: float = 0.05  # closer than this to chance (or to level) is the same
+    sharp_width: float = 1.0  # decades of the axis; a convention, hence the sensitivity column
+    min_sizes: int = 5
+    min_decades: float = 1.5
+    min_seeds: int = 2  # at most of the sizes
+    seed_sd_default: float = 0.02  # between seeds, where the runs do not show it
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not (isinstance(value, int | float) and value > 0):
+                raise ValueError(f"{name} must be a positive number, got {value!r}")
+        for name in ("alpha", "fdr"):
+            if getattr(self, name) >= 0.5:
+                raise ValueError(f"{name} must be below 0.5, got {getattr(self, name)}")
+        if self.equivalence >= self.min_effect:
+            raise ValueError(f"equivalence ({self.equivalence}) must be below min_effect ({self.min_effect})")
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """Return Holm's adjusted p-values of a family (n,)."""
+    order = np.argsort(p, kind="stable")
+    steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    return np.minimum(steps, 1.0)[np.argsort(order, kind="stable")]
+
+
+def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
+    """Return Benjamini and Hochberg's q-values (n,); NaN stays NaN and does not count."""
+    q, known = np.full(len(p), np.nan), np.flatnonzero(~np.isnan(p))
+    order = known[np.argsort(p[known], kind="stable")]
+    steps = p[order] * len(order) / np.arange(1, len(order) + 1)
+    q[order] = np.minimum(np.minimum.accumulate(steps[::-1])[::-1], 1.0)
+    return q
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """One curve and what is asked of it; everything oriented upwards."""
+
+    curve: Curve
+    constants: Constants
+    chance: float  # oriented; NaN where there is none
+    sign: int  # -1 where the metric is better when lower
+    unit_interval: bool  # a share of documents, between 0 and 1
+    threshold: bool  # not continuous
+    remark: str  # missing values, untrained models above chance
+
+    @cached_property
+    def p_sizes(self) -> np.ndarray:
+        """Holm-adjusted one-sided p of every size against chance (K,)."""
+        curve, var = self.curve, self.curve.var_level
+        if self.unit_interval and self.threshold:  # under the null the document variance is that of chance
+            null = self.chance * (1 - self.chance) / curve.n_docs
+            var = np.maximum(var, var + (null - curve.item) / curve.n_seeds)
+        return holm(student_t.sf((curve.mean - self.chance) / np.sqrt(var), curve.df))
+
+    @property
+    def p_chance(self) -> float:
+        return math.nan if math.isnan(self.chance) else float(self.p_sizes.min())
+
+    @cached_property
+    def slope(self) -> tuple[float, float]:
+        """Slope per decade and its two-sided p."""
+        return _slope(self.curve, slice(None))
+
+    @cached_property
+    def p_trend(self) -> float:
+        c = self.curve
+        spread = (c.mean - np.average(c.mean, weights=1 / c.var)) ** 2 / c.var
+        p_heterogeneity = float(f_dist.sf(spread.sum() / (len(c.s) - 1), len(c.s) - 1, c.pooled_df))
+        return min(1.0, 2 * min(self.slope[1], p_heterogeneity))
+
+    @cached_property
+    def effect(self) -> tuple[float, float, float]:
+        """Rise from the smallest to the largest size with its t interval (Welch's degrees of freedom)."""
+        c, ends = self.curve, [0, -1]
+        var = c.var[ends]
+        df = var.sum() ** 2 / (var**2 / c.df[ends]).sum()
+        half = float(student_t.ppf(1 - self.constants.alpha / 2, df) * math.sqrt(var.sum()))
+        rise = float(c.mean[-1] - c.mean[0])
+        return rise, rise - half, rise + half
+
+    @cached_property
+    def upper(self) -> np.ndarray:
+        """Upper one-sided confidence bound of each size's level (K,)."""
+        c = self.curve
+        return c.mean + student_t.ppf(1 - self.constants.alpha, c.df) * np.sqrt(c.var_level)
+
+    @cached_property
+    def floor(self) -> int:
+        """How many of the smallest sizes are not above chance by the equivalence margin; 0 if not even two.
+
+        A size is, if its own bound shows it; the first two also if their common mean shows it (two know better than
+        one) and neither is significantly above. Without a chance level: how many are level with the smallest size.
+        For a metric without bounds: the sizes before a quarter of its rise, where that takes long (isotonic_rise)."""
+        c, margin = self.curve, self.constants.equivalence
+        if not self.unit_interval:
+            return int((c.s <= self.rise.start).sum()) if self.rise.stepped else 0
+        quantile = float(student_t.ppf(1 - self.constants.alpha, c.df[:2].min()))
+        if math.isnan(self.chance):
+            low = c.mean - c.mean[0] < margin
+            bound = abs(c.mean[1] - c.mean[0]) + quantile * math.sqrt(c.var[:2].sum())
+        else:
+            shown = self.upper < self.chance + margin
+            low = (c.mean < self.chance + margin) & (shown | (self.p_sizes > self.constants.alpha))
+            noise = c.var[:2].sum() / 4 + (c.var_level - c.var)[:2].mean()
+            bound = -math.inf if shown[:2].all() else c.mean[:2].mean() - self.chance + quantile * math.sqrt(noise)
+        if bound >= margin or not low[:2].all():
+            return 0
+        return len(low) if low.all() else int(low.argmin())
+
+    @property
+    def top(self) -> str:
+        """Why the largest size does not count as having the ability; empty if it does."""
+        c, k = self.curve, self.constants
+        above = float(c.mean[-1] - self.chance)
+        if self.effect[0] < k.min_effect or self.effect[1] <= 0:
+            return (
+                f"the rise from the smallest to the largest size is {_range(*self.effect)}, not surely {k.min_effect:g}"
+            )
+        if above < k.min_effect:  # false where there is no chance level
+            return f"the largest size is only {above:+.2f} from chance, below the minimum effect of {k.min_effect:g}"
+        if not math.isnan(self.chance) and self.p_sizes[-1] > k.alpha:
+            return f"the largest size is {above:+.2f} from chance, but not significantly (p {self.p_sizes[-1]:.2f})"
+        return ""
+
+    @cached_property
+    def split(self) -> Split:
+        return seed_split(self.curve, self.constants.min_effect)
+
+    @cached_property
+    def rise(self) -> Rise:
+        start = float(self.curve.mean[0]) if math.isnan(self.chance) else self.chance
+        height = start + self.constants.min_effect
+        rise = logistic_rise(self.curve, height) if self.unit_interval else isotonic_rise(self.curve, height)
+        return with_seeds(rise, self.split)
+
+    def shown(self, value: float) -> str:
+        return f"{round(self.sign * value, 2) + 0.0:.2f}"  # no -0.00
+
+    @property
+    def gate(self) -> str:
+        """What is missing for any verdict at all; empty if nothing is."""
+        k, c = self.constants, self.curve
+        decades, wants = float(np.ptp(c.s)), []
+        if len(c.s) < k.min_sizes:
+            wants.append(f"{len(c.s)} sizes, needs {k.min_sizes:g}")
+        if decades < k.min_decades - 1e-9:
+            wants.append(f"{decades:.2f} decades, needs {k.min_decades:g}")
+        if np.median(c.n_seeds) < k.min_seeds:
+            wants.append(f"{int(np.median(c.n_seeds))} seed a size, needs {k.min_seeds:g} (better 3)")
+        return "; ".join(wants)
+
+    def resolution(self) -> str:
+        """Say what these runs can detect and, if that is not the minimum effect, what would do."""
+        c, k = self.curve, self.constants
+        quantiles = student_t.ppf(1 - k.alpha / len(c.s), c.pooled_df) + student_t.ppf(0.8, c.pooled_df)
+        var, seeds = float(np.median(c.var_level)), float(np.median(c.n_seeds))
+        least, item = float(quantiles * math.sqrt(var)), float(np.median(c.item))
+        if least <= k.min_effect:
+            return f"Detectable effect {least:.2f}."
+        target = (k.min_effect / quantiles) ** 2  # the variance of a mean that would do
+        ways = [f"{math.ceil((item + c.tau2) / target)} seeds"]
+        if target * seeds > c.tau2 and item > 0:
+            ways.append(f"{math.ceil(c.n_docs * item / (target * seeds - c.tau2))} documents")
+        return f"Detectable effect {least:.2f}, above {k.min_effect:g}: needs about {' or '.join(ways)}."
+
+
+def _slope(curve: Curve, part: slice) -> tuple[float, float]:
+    """Weighted slope of the means over s and its two-sided p (t with the error model's degrees of freedom)."""
+    s, y, weight = curve.s[part], curve.mean[part], 1 / curve.var[part]
+    centred = s - np.average(s, weights=weight)
+    sxx = float((weight * centred**2).sum())
+    slope = float((weight * centred * y).sum() / sxx)
+    return slope, float(2 * student_t.sf(abs(slope) * math.sqrt(sxx), curve.pooled_df))
+
+
+def _range(value: float, lo: float, hi: float) -> str:
+    return f"{value:.2f} ({lo:.2f} to {hi:.2f})" if math.isfinite(hi) else f"{value:.2f} ({lo:.2f} or more)"
+
+
+def _text(*sentences: str) -> str:
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _flat(cell: _Cell) -> str:
+    """Return "flat_at_chance" or "flat_above_chance" where every size is shown to be level, "" otherwise.
+
+    The straight line through the sizes must lie within the equivalence margin with its 90 % band at both ends, nothing
+    but noise may be left beside it, and no single size's 90 % interval may hold the minimum effect."""
+    c, k = cell.curve, cell.constants
+    weight = 1 / c.var
+    design = np.stack([np.ones_like(c.s), c.s - c.s.mean()], axis=1)
+    cov = np.linalg.inv(design.T @ (weight[:, None] * design))
+    line = design @ (cov @ design.T @ (weight * c.mean))
+    rest = float(((c.mean - line) ** 2 * weight).sum() / (len(c.s) - 2))
+    if f_dist.sf(rest, len(c.s) - 2, c.pooled_df) < k.alpha:
+        return ""
+    quantile = student_t.ppf(1 - k.alpha, c.pooled_df)
+    shared = (c.var_level - c.var).mean()
+    band = quantile * np.sqrt(np.einsum("ki,ij,kj->k", design, cov, design) + shared)
+    half = cell.upper - c.mean
+    if not math.isnan(cell.chance):  # below chance is no ability either: only the upper side matters
+        if ((line + band)[[0, -1]] < cell.chance + k.equivalence).all() and (
+            c.mean + half < cell.chance + k.min_effect
+        ).all():
+            return "flat_at_chance"
+    centre = float(np.average(c.mean, weights=weight))
+    level = (np.abs(line - centre) + quantile * np.sqrt(np.einsum("ki,ij,kj->k", design, cov, design)))[[0, -1]]
+    single = np.abs(c.mean - centre) + student_t.ppf(1 - k.alpha, c.df) * np.sqrt(c.var)
+    if (level < k.equivalence).all() and (single < k.min_effect).all():
+        above = math.isnan(cell.chance) or bool((c.mean > cell.chance).all() and cell.p_sizes.max() < k.alpha)
+        return "flat_above_chance" if above else ""
+    return ""
+
+
+def _partner(cell: _Cell, partner: _Cell | None, partner_label: str) -> tuple[bool, str]:
+    """Return whether the metric made the jump (step 7), and a sentence on what the continuous partner does."""
+    if partner is None:
+        return False, "No continuous partner on the same answers: the metric's part in it is not checked."
+    c, k = partner.curve, cell.constants
+    end = int(np.searchsorted(c.s, cell.curve.s[cell.floor - 1], side="right"))
+    total = partner.effect[0]
+    if end < 2 or total <= 0:
+        return False, "The continuous partner does not improve over the sizes."
+    slope, p = _slope(c, slice(0, end))
+    length = float(c.s[end - 1] - c.s[0])
+    gain, even = slope * length, length / float(np.ptp(c.s))
+    said = f"Inside the floor the continuous partner gains {gain:.2f} of {total:.2f} in all"
+    if partner_label == "emergent_sharp":
+        return False, f"{said}, and it jumps itself: not the metric's doing."
+    if slope > 0 and p / 2 < k.alpha and gain >= k.equivalence and gain / total >= even / 2:
+        return True, f"{said} (p {p / 2:.1g}; an even rise would gain {even * total:.2f}) and does not jump itself."
+    return False, f"{said}, too little to explain the jump by the metric."
+
+
+def _judge(
+    cell: _Cell, q_chance: float, q_trend: float, sharp_width: float, partner: _Cell | None, partner_label: str
+) -> tuple[str, str]:
+    """Return the label and its reasons."""
+    c, k = cell.curve, cell.constants
+    if cell.gate:
+        return "inconclusive", f"Too little to decide: {cell.gate}."
+    flat, chance = _flat(cell), "" if math.isnan(cell.chance) else f" (chance {cell.shown(cell.chance)})"
+    ends = f"from {cell.shown(c.mean[0])} to {cell.shown(c.mean[-1])}{chance}"
+    split = cell.split
+    groups = ""
+    if split.where:
+        shares = ", ".join(f"{split.solved[i]} of {c.n_seeds[i]}" for i in split.where)
+        at = f"{len(split.where)} sizes" if len(split.where) > 1 else "one size"
+        groups = f"Seeds fall into two groups at {at}: {shares} past the middle."
+    levels = f"All sizes between {cell.shown(c.mean.min())} and {cell.shown(c.mean.max())}{chance}"
+    if q_trend > k.fdr:
+        if split.adjacent:
+            return "bimodal_seeds", groups
+        if flat:
+            return flat, f"{levels}; no trend (q {q_trend:.2f})."
+        return "inconclusive", f"No trend (q {q_trend:.2f}), yet not shown to be level: {ends}. {cell.resolution()}"
+    falls = cell.slope[0] < 0
+    if falls and cell.effect[0] <= -k.min_effect / 2 and cell.slope[1] < k.alpha:
+        turn = c.mean[-1] - c.mean.min() > student_t.ppf(1 - k.alpha, c.df[-1]) * math.sqrt(c.var[-1] + c.var.max())
+        return "inverse", f"Gets worse {ends}; q {q_trend:.1g}." + (" It turns up again at the end." if turn else "")
+    if flat:
+        return flat, f"{levels}; a trend (q {q_trend:.1g}) too small to count."
+    if split.adjacent and cell.rise.shape(sharp_width) != "sharp":
+        width = f"The share past it rises over {split.lo:.1f} to {split.hi:.1f} decades."
+        return "bimodal_seeds", _text(groups, width)
+    if cell.top or falls or not (math.isnan(q_chance) or q_chance <= k.fdr):
+        why = cell.top or "the sizes differ without one direction"
+        return "inconclusive", _text(f"It changes {ends}, but {why}.", groups or cell.resolution())
+    rise, onset = cell.rise, cell.floor >= 2
+    shape = rise.shape(sharp_width)
+    width = f"rise width {_range(rise.width, rise.lo, rise.hi)} decades"
+    start = "chance" if chance else "the smallest size's level"
+    at_floor = f"The {cell.floor} smallest sizes are at {start}, the largest reaches {cell.shown(c.mean[-1])}{chance}"
+    metric, about = _partner(cell, partner, partner_label) if onset and cell.threshold else (False, "")
+    if metric:
+        return "emergent_metric_dependent", _text(f"{at_floor}; {width}.", about)
+    if shape == "sharp" and onset and not split.where and split.hi >= sharp_width:
+        groups = f"Seeds as few as these may hide that the share past the jump rises over up to {split.hi:.1f} decades."
+    if shape == "sharp" and onset:
+        return "emergent_sharp", _text(f"{at_floor}; {width}, all below {sharp_width:g}.", about, groups)
+    if shape == "sharp":
+        return "inconclusive", (
+            f"A narrow rise ({width}), but the two smallest sizes are not shown to be at {start}: {ends}. "
+            "Smaller sizes or more documents would show the floor."
+        )
+    if shape == "smooth":
+        why = (
+            f"{width}, all above {sharp_width:g}" if rise.lo > sharp_width else f"rises from the first size on; {width}"
+        )
+        if onset:
+            return "smooth_late_onset", _text(f"{at_floor}; {why}.", about, groups)
+        return "smooth", _text(f"It improves {ends}; {why}.", groups)
+    why, need = f"neither below nor above {sharp_width:g}", "More sizes and seeds around the rise"
+    if rise.hi < sharp_width and not rise.stepped:
+        why, need = "the level before or after the rise is not in sight", "More sizes beyond the ends"
+    return "inconclusive", _text(f"It improves {ends}; {width}: {why}. {need} would tell.", groups)
+
+
+def _build(rows: pd.DataFrame, untrained: np.ndarray, axis: str, k: Constants) -> _Cell | str:
+    """Return the cell of one (task, level, metric), or why there is none."""
+    first = rows.iloc[0]
+    known = rows[np.isfinite(rows["value"].astype(float))]
+    gone = len(rows) - len(known)
+    notes = sorted(set(rows["note"].dropna().astype(str))) if "note" in rows else []
+    lost = f"{gone} of {len(rows)} values are missing{f' ({notes[0]})' if notes else ''}" if gone else ""
+    if known[axis].nunique() < 3:
+        return f"Too little to decide: {known[axis].nunique()} sizes, needs {k.min_sizes:g}." + (
+            f" {lost}." if lost else ""
+        )
+    metric = METRICS.get(str(first["metric"]))
+    threshold = not bool(first["continuous"])
+    unit_interval = threshold if metric is None else metric.bounds == (0.0, 1.0)
+    sign = 1 if bool(first["higher_is_better"]) else -1
+    chance = sign * float(known["chance"].astype(float).mean())
+    values, seeds = known["value"].to_numpy(dtype=float), known[axis].to_numpy(dtype=float)
+    s, where = np.unique(seeds, return_inverse=True)
+    runs = [sign * values[where == i] for i in range(len(s))]
+    n = max(int(known["n"].min()), 1)
+    se = known["item_se"].fillna(0.0).to_numpy(dtype=float)
+    item = np.array([(se[where == i] ** 2).mean() for i in range(len(s))])
+    if threshold and unit_interval:
+        # Where no document is right the standard error seen is 0; a share near 0 still has one (Laplace's estimate).
+        asked = np.array([n * len(v) for v in runs])
+        share = (np.array([v.mean() for v in runs]) * sign * asked + 1) / (asked + 2)
+        item = np.maximum(item, share * (1 - share) / n)
+    curve = build_curve(np.log10(s), runs, item, n_docs=n, seed_sd=k.seed_sd_default, paired=not threshold)
+    raw = sign * untrained
+    if len(raw) and raw.mean() - chance > k.equivalence:
+        start = f"Untrained models score {untrained.mean():.2f}: chance ({sign * chance:.2f}) may be set too low"
+        lost = f"{lost}. {start}" if lost else start
+    return _Cell(curve, k, chance, sign, unit_interval, threshold, f"{lost}." if lost else "")
+
+
+def _labels(
+    keys: Sequence[tuple[Any, ...]], cells: Sequence[_Cell | str], partners: Sequence[int | None], sharp_width: float
+) -> tuple[list[tuple[str, str]], np.ndarray, np.ndarray]:
+    """Return (label, reasons) of every cell, and the q-values against chance and of the trend."""
+    usable = [cell if isinstance(cell, _Cell) and not cell.gate else None for cell in cells]
+    q_chance = benjamini_hochberg(np.array([math.nan if cell is None else cell.p_chance for cell in usable]))
+    q_trend = benjamini_hochberg(np.array([math.nan if cell is None else cell.p_trend for cell in usable]))
+    found: list[tuple[str, str]] = [("inconclusive", "")] * len(keys)
+    # Partners are continuous and have none themselves: judged first.
+    for i in sorted(range(len(keys)), key=lambda i: partners[i] is not None):
+        cell, other = cells[i], partners[i]
+        if isinstance(cell, str):
+            found[i] = "inconclusive", cell
+            continue
+        partner = None if other is None else usable[other]
+        partner_label = "" if other is None else found[other][0]
+        label, reasons = _judge(cell, q_chance[i], q_trend[i], sharp_width, partner, partner_label)
+        found[i] = label, _text(reasons, cell.remark)
+    return found, q_chance, q_trend
+
+
+def verdicts_table(scores: pd.DataFrame, constants: Constants | None = None, axis: str = "flops") -> pd.DataFrame:
+    """Return one verdict per (task, level, metric) of a scores table; the order of its rows does not matter.
+
+    Widths and onsets are in decades (log10) of `axis`. `sensitivity` (JSON) holds the label at other sharp widths and
+    along the other scale axis; an interval that the data leave open ends at infinity. Raises StoreError where the table
+    lacks a column or the axis is not positive."""
+    k = constants or Constants()
+    _check(scores, axis)
+    other = "n_params_non_embedding" if axis != "n_params_non_embedding" else "flops"
+    groups = list(scores.sort_values([*_KEYS, axis, "seed", "value"]).groupby(_KEYS, sort=True))
+    keys = [key for key, _ in groups]
+    place = {key: i for i, key in enumerate(keys)}
+    last = [rows[rows["is_last"].astype(bool)] for _, rows in groups]
+    first = [rows[(rows["step"] == 0) & ~rows["is_last"].astype(bool)]["value"].dropna() for _, rows in groups]
+    kept = [i for i, rows in enumerate(last) if len(rows)]
+    partners = [place.get((key[0], key[1], groups[i][1]["partner"].iloc[0])) for i, key in enumerate(keys)]
+    place_kept = {i: j for j, i in enumerate(kept)}
+    partners = [place_kept.get(partners[i]) if partners[i] is not None else None for i in kept]  # type: ignore[arg-type]
+    keys = [keys[i] for i in kept]
+
+    def cells(along: str) -> list[_Cell | str]:
+        return [_build(last[i], first[i].to_numpy(dtype=float), along, k) for i in kept]
+
+    main = cells(axis)
+    found, q_chance, q_trend = _labels(keys, main, partners, k.sharp_width)
+    variants = {f"W0={w:g}": _labels(keys, main, partners, w)[0] for w in WIDTHS}
+    variants[other] = _labels(keys, cells(other), partners, k.sharp_width)[0]
+    table = []
+    for j, key in enumerate(keys):
+        row = dict(zip(_KEYS, key, strict=True)) | last[kept[j]].iloc[0][_PASSED].to_dict() | {"axis": axis}
+        row |= {"label": found[j][0]} | _numbers(main[j]) | {"q_chance": q_chance[j], "q_trend": q_trend[j]}
+        row["reasons"] = found[j][1]
+        row["sensitivity"] = json.dumps({name: labels[j][0] for name, labels in variants.items()})
+        row["constants"] = json.dumps(asdict(k))
+        table.append(row)
+    return pd.DataFrame(table, columns=COLUMNS)
+
+
+COLUMNS = (
+    "task level metric kind ability role headline continuous partner axis label width width_lo width_hi onset onset_lo "
+    "onset_hi effect effect_lo effect_hi p_chance q_chance p_trend q_trend n_sizes n_seeds n_docs chance reasons "
+    "sensitivity constants"
+).split()
+
+
+def _numbers(cell: _Cell | str) -> dict[str, Any]:
+    if isinstance(cell, str):
+        return {"n_sizes": 0, "n_seeds": 0, "n_docs": 0}
+    c = cell.curve
+    row: dict[str, Any] = {"n_sizes": len(c.s), "n_seeds": int(c.n_seeds.min()), "n_docs": c.n_docs}
+    row["chance"] = cell.sign * cell.chance
+    if cell.gate:
+        return row
+    row |= dict(zip(("effect", "effect_lo", "effect_hi"), cell.effect, strict=True))
+    row |= {"p_chance": cell.p_chance, "p_trend": cell.p_trend}
+    if cell.p_trend <= cell.constants.alpha and cell.effect[0] > 0:  # nothing rises elsewhere
+        r = cell.rise
+        row |= {"width": r.width, "width_lo": r.lo, "width_hi": r.hi}
+        row |= {"onset": r.onset, "onset_lo": r.onset_lo, "onset_hi": r.onset_hi}
+    return row
+
+
+def _check(scores: pd.DataFrame, axis: str) -> None:
+    if axis not in AXES:
+        raise StoreError(f"unknown axis {axis!r}; accepted: {', '.join(AXES)}")
+    needed = [*_KEYS, *_PASSED, "seed", "step", "is_last", "higher_is_better", "value", "item_se", "n", "chance"]
+    needed += [axis, "n_params_non_embedding", "flops"]
+    if missing := [name for name in dict.fromkeys(needed) if name not in scores]:
+        raise StoreError(f"the scores table lacks the column(s) {', '.join(missing)}; make it with scores_table")
+    last = scores[scores["is_last"].astype(bool)]
+    for name in (axis, "n_params_non_embedding", "flops"):
+        if not (np.isfinite(last[name].astype(float)) & (last[name] > 0)).all():
+            raise StoreError(f"the scores table has values of {name!r} that are not positive; a log axis needs them")

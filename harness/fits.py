@@ -1,0 +1,368 @@
+"""Functional forms fitted to curves: power laws of the loss, with and without a floor, and the bounded logistic.
+
+A fit keeps its provenance: objective, number of starts and how many agree, convergence, and why a simpler form was taken."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import least_squares
+from scipy.stats import t as student_t
+
+LN81 = math.log(81)  # a logistic climbs from 10 to 90 % over ln 81 units of its argument
+HUBER_DELTA = 1e-3  # in ln y; far below the noise, so the objective is nearly the sum of absolute residuals
+ALPHAS = np.geomspace(0.01, 2.0, 64)
+MIN_SIZES_POWER_LAW = 3
+MIN_SIZES_FLOOR = 5  # three parameters and something left to check them with
+
+# The losses of language modelling that fits_table describes, and the axes it describes them along.
+LOSSES = ("nats_per_token", "bits_per_byte")
+AXES = ("n_params_non_embedding", "flops")
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One fitted form. `ci` holds 95 % intervals by parameter name; an open end is infinite."""
+
+    form: str  # "power_law": A x^-alpha, "power_law_floor": E + A x^-alpha, "logistic", "none"
+    x: str  # what the form is a function of
+    params: dict[str, float]
+    ci: dict[str, tuple[float, float]]
+    objective: float  # Huber sum on ln y (power laws) or chi-squared (logistic) at the optimum
+    n_points: int
+    n_sizes: int
+    n_starts: int
+    n_starts_agreeing: int  # starts that ended within 0.1 % of the best objective
+    converged: bool
+    aicc: float
+    note: str = ""
+    band: dict[str, list[float]] = field(default_factory=dict)  # x, y, lo, hi over the observed range
+
+    def predict(self, x: Any) -> np.ndarray:
+        """Return the fitted curve at x (any shape). Raises ValueError where nothing was fitted."""
+        p, x = self.params, np.asarray(x, dtype=float)
+        if self.form.startswith("power_law"):
+            return p.get("E", 0.0) + p["A"] * x ** -p["alpha"]
+        if self.form == "logistic":
+            return p["f"] + p["h"] / (1 + np.exp(-LN81 * (x - p["m"]) / p["w"]))
+        raise ValueError(f"nothing was fitted: {self.note}")
+
+
+def fit_power_law(
+    x: Any,
+    y: Any,
+    *,
+    groups: Sequence[Any] | None = None,
+    rng_seed: int = 0,
+    n_bootstrap: int = 500,
+    x_name: str = "x",
+) -> Fit:
+    """Fit y = A x^-alpha, or y = E + A x^-alpha where the data can tell the floor E from none.
+
+    x, y (n,) positive; `groups` (n,) names the run of each point: the bootstrap resamples runs, not points. Objective:
+    sum of Huber losses of ln y. For each alpha, E and A are (nearly) linear and are solved for, so the scan over alpha
+    has no local minima to miss; the best of it is polished. Intervals are percentiles of the bootstrap; with three or
+    four seeds a size they run a little short (coverage near 90 % where 95 % is asked).
+
+    The floor is kept only if there are at least 5 sizes, alpha stays inside its range, AICc prefers it and its
+    bootstrap interval pins it to within a factor of two; otherwise `note` says why not. Raises ValueError for fewer than 3
+    distinct x or values that are not positive and finite. Sources: Hoffmann et al. 2022, section 3.3, with one
+    variable; Golub and Pereyra 1973 for variable projection."""
+    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    if x.shape != y.shape or x.ndim != 1:
+        raise ValueError(f"power law: x and y must be two lists of one length, got shapes {x.shape} and {y.shape}")
+    if not (np.isfinite(x) & np.isfinite(y) & (x > 0) & (y > 0)).all():
+        raise ValueError("power law: x and y must be finite and positive; leave missing values out")
+    n_sizes = len(np.unique(x))
+    if n_sizes < MIN_SIZES_POWER_LAW:
+        raise ValueError(f"power law: needs at least {MIN_SIZES_POWER_LAW} distinct sizes, got {n_sizes}")
+    order = np.lexsort((y, x)) if groups is None else np.lexsort((y, np.asarray(groups, dtype=str), x))
+    x, y = x[order], y[order]
+    runs = np.arange(len(x)) if groups is None else np.asarray(groups, dtype=str)[order]
+    scale = math.exp(np.log(x).mean())  # alpha and A are nearly uncorrelated about the centre
+    u = x / scale
+    counts = _bootstrap_counts(runs, x, np.random.default_rng(rng_seed), n_bootstrap)
+    plain = _descend(u, y, floor=False)
+    chosen, draws, note = plain, None, ""
+    if not ALPHAS[0] * 1.01 < plain.params[2] < ALPHAS[-1] * 0.99:
+        note = f"no power law: alpha runs to the end of its range ({plain.params[2]:.3g})"
+    elif n_sizes < MIN_SIZES_FLOOR:
+        note = f"floor not identified: {n_sizes} sizes, needs {MIN_SIZES_FLOOR}"
+    else:
+        floored = _descend(u, y, floor=True)
+        if not ALPHAS[0] * 1.01 < floored.params[2] < ALPHAS[-1] * 0.99:
+            note = f"floor not identified: alpha runs to the end of its range ({floored.params[2]:.3g})"
+        elif floored.aicc >= plain.aicc:
+            note = f"floor not identified: AICc prefers none by {floored.aicc - plain.aicc:.1f}"
+        else:
+            tried = _resample(u, y, counts, floor=True)
+            low, high = _percentiles(tried[:, 0])
+            if low <= 0 or high > 2 * low:
+                note = f"floor not identified: estimate {floored.params[0]:.3g}, interval {low:.3g} to {high:.3g}"
+            else:
+                chosen, draws = floored, tried
+    if draws is None:
+        draws = _resample(u, y, counts, floor=False)
+    e, a, alpha = draws.T
+    names = ("A", "alpha") if chosen is plain else ("A", "alpha", "E")
+    ends = {"A": a * scale**alpha, "alpha": alpha, "E": e}
+    point = {"A": chosen.params[1] * scale ** chosen.params[2], "alpha": chosen.params[2], "E": chosen.params[0]}
+    at = np.geomspace(x.min(), x.max(), 60)
+    curves = e[:, None] + a[:, None] * (at / scale) ** -alpha[:, None]  # (B, 60)
+    fit = Fit(
+        form="power_law" if chosen is plain else "power_law_floor",
+        x=x_name,
+        params={name: float(point[name]) for name in names},
+        ci={name: _percentiles(ends[name]) for name in names},
+        objective=chosen.objective,
+        n_points=len(x),
+        n_sizes=n_sizes,
+        n_starts=chosen.n_starts,
+        n_starts_agreeing=chosen.n_agreeing,
+        converged=chosen.converged and not note.startswith("no power law"),
+        aicc=chosen.aicc,
+        note=note,
+    )
+    low_band, high_band = np.quantile(curves, [0.025, 0.975], axis=0)
+    band = {"x": at, "y": fit.predict(at), "lo": low_band, "hi": high_band}
+    return replace(fit, band={name: [float(v) for v in values] for name, values in band.items()})
+
+
+@dataclass(frozen=True)
+class _PowerLaw:
+    params: tuple[float, float, float]  # E, A, alpha in units of the centred x; E = 0 without a floor
+    objective: float
+    n_starts: int
+    n_agreeing: int
+    converged: bool
+    aicc: float
+
+
+def _descend(u: np.ndarray, y: np.ndarray, *, floor: bool) -> _PowerLaw:
+    """Scan alpha, descend from seven alphas and from the scan's best, keep the lowest end."""
+    scan, e, a = _project(u, y, np.ones((1, len(u))), ALPHAS, floor=floor)  # each (1, n_alphas)
+    starts = np.unique(np.r_[np.linspace(0, len(ALPHAS) - 1, 7).astype(int), int(scan[0].argmin())])
+    ends = [_polish(u, y, (e[0, i], a[0, i], ALPHAS[i]), floor=floor) for i in starts]
+    objectives = np.array([objective for objective, _, _ in ends])
+    objective, params, ended = ends[int(objectives.argmin())]
+    agreeing = int((objectives <= objective * 1.001 + 1e-15).sum())
+    n, k = len(y), 3 + floor  # A, alpha, the spread of the residuals, and E
+    residual = np.abs(np.log(y) - np.log(params[0] + params[1] * u ** -params[2]))
+    # Double-exponential likelihood: what a Huber loss with so small a delta stands for.
+    aicc = 2 * n * math.log(2 * math.e * max(float(residual.mean()), 1e-12)) + 2 * k
+    aicc += 2 * k * (k + 1) / (n - k - 1) if n > k + 1 else math.inf
+    return _PowerLaw(params, objective, len(starts), agreeing, ended and agreeing > 1, aicc)
+
+
+def _resample(u: np.ndarray, y: np.ndarray, counts: np.ndarray, *, floor: bool) -> np.ndarray:
+    """Return (B, 3): E, A and alpha of every resample, by a scan over alpha and five closer looks at its best."""
+    alphas = np.geomspace(ALPHAS[0], ALPHAS[-1], 16)
+    near, step = np.broadcast_to(alphas, (len(counts), 16)), math.log(alphas[1] / alphas[0])
+    pick = np.arange(len(counts))
+    for _ in range(6):
+        objective, e, a = _project(u, y, counts, near, floor=floor)
+        best = pick, objective.argmin(axis=1)
+        draws = np.stack([e[best], a[best], near[best]], axis=1)
+        near = np.clip(draws[:, 2:] * np.exp(np.linspace(-step, step, 7)), ALPHAS[0], ALPHAS[-1])  # (B, 7)
+        step /= 3
+    return draws
+
+
+def _project(
+    u: np.ndarray, y: np.ndarray, counts: np.ndarray, alphas: np.ndarray, *, floor: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return (objective, E, A), each (B, n_alphas): the best E >= 0 and A >= 0 for every alpha and every resample.
+
+    counts (B, n): how often each point was drawn. alphas (n_alphas,) or (B, n_alphas). Reweighted least squares."""
+    z = u ** -np.atleast_2d(alphas)[..., None]  # (1 or B, n_alphas, n)
+    p = counts[:, None, :] / y**2
+    for _ in range(12):
+        sz, sy, szz, szy = (p * z).sum(-1), (p * y).sum(-1), (p * z * z).sum(-1), (p * z * y).sum(-1)
+        s1 = p.sum(-1)
+        e = np.maximum((szz * sy - sz * szy) / np.maximum(s1 * szz - sz**2, 1e-300), 0.0) if floor else 0.0 * szy
+        a = np.maximum((szy - e * sz) / szz, 1e-12)
+        guess = np.maximum(e[..., None] + a[..., None] * z, 1e-300)
+        residual = np.abs(np.log(y) - np.log(guess))
+        p = counts[:, None, :] / y**2 / np.maximum(residual / HUBER_DELTA, 1.0)
+    loss = np.where(residual <= HUBER_DELTA, residual**2 / 2, HUBER_DELTA * (residual - HUBER_DELTA / 2))
+    return (counts[:, None, :] * loss).sum(-1), e, a
+
+
+def _polish(
+    u: np.ndarray, y: np.ndarray, start: tuple[float, float, float], *, floor: bool
+) -> tuple[float, tuple[float, float, float], bool]:
+    """Descend from (E, A, alpha); return the Huber sum reached, the parameters there and whether the descent ended."""
+    free = slice(0 if floor else 1, 3)
+
+    def residual(q: np.ndarray) -> np.ndarray:
+        e, a, alpha = (q[0] if floor else 0.0), math.exp(q[-2]), q[-1]
+        return np.log(y) - np.log(e + a * u**-alpha)
+
+    low, high = np.array([0.0, -50.0, ALPHAS[0] / 2]), np.array([y.min(), 50.0, 2 * ALPHAS[-1]])
+    x0 = np.clip([start[0], math.log(max(start[1], 1e-12)), start[2]], low + 1e-12, high - 1e-9)
+    found = least_squares(
+        residual, x0[free], bounds=(low[free], high[free]), loss="huber", f_scale=HUBER_DELTA, x_scale="jac"
+    )
+    q = found.x
+    return float(found.cost), (float(q[0]) if floor else 0.0, math.exp(q[-2]), float(q[-1])), bool(found.success)
+
+
+def _bootstrap_counts(runs: np.ndarray, x: np.ndarray, rng: np.random.Generator, n: int) -> np.ndarray:
+    """Return (B, n_points) draw counts of whole runs; resamples with too few sizes for a power law are left out."""
+    names, member = np.unique(runs, return_inverse=True)
+    counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=n)[:, member].astype(float)
+    sizes = np.unique(x, return_inverse=True)[1]
+    seen = np.stack([(counts[:, sizes == k] > 0).any(axis=1) for k in range(sizes.max() + 1)], axis=1).sum(axis=1)
+    return counts[seen >= MIN_SIZES_POWER_LAW]
+
+
+def _percentiles(values: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class LogisticSurface:
+    """The best bounded logistic at every midpoint and width of a grid; arrays are (n_widths, n_midpoints)."""
+
+    m: np.ndarray  # midpoint, in units of s
+    w: np.ndarray  # 10-90 % width, in units of s
+    f: np.ndarray  # floor
+    h: np.ndarray  # height
+    chi2: np.ndarray
+
+
+def logistic_grid(s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return midpoints and widths (n_widths, n_midpoints) to search: beyond both ends, from a step to near straight."""
+    span = s.max() - s.min()
+    m = np.linspace(s.min() - span / 2, s.max() + span / 2, 161)
+    w = np.geomspace(span / 80, 8 * span, 56)
+    return np.meshgrid(m, w)  # type: ignore[return-value]
+
+
+def sigmoid_at(s: np.ndarray, m: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """Return sigmoid(ln 81 (s - m) / w) for every grid point: (n_widths, n_midpoints, K)."""
+    return 1 / (1 + np.exp(-np.clip(LN81 * (s - m[..., None]) / w[..., None], -500, 500)))
+
+
+def logistic_surface(s: np.ndarray, y: np.ndarray, var: np.ndarray) -> LogisticSurface:
+    """Solve y = f + h sigmoid(ln 81 (s - m) / w) for f and h at every (m, w), under f >= 0, h >= 0 and f + h <= 1.
+
+    s, y, var (K,): scale, value and variance of the value. For given (m, w) this is a quadratic over a triangle:
+    its free optimum if that is inside, else the best point of the three edges."""
+    m, w = logistic_grid(s)
+    z, p = sigmoid_at(s, m, w), 1 / var
+    s0, t0, syy = p.sum(), (p * y).sum(), (p * y * y).sum()
+    s1, s2, t1 = z @ p, (z * z) @ p, z @ (p * y)
+
+    def chi2(f: Any, h: Any) -> Any:
+        return syy - 2 * f * t0 - 2 * h * t1 + f * f * s0 + 2 * f * h * s1 + h * h * s2
+
+    tiny = 1e-300
+    det = s0 * s2 - s1 * s1
+    good = det > 1e-12 * s0 * np.maximum(s2, tiny)
+    f = np.where(good, (s2 * t0 - s1 * t1) / np.where(good, det, 1.0), -1.0)
+    h = np.where(good, (s0 * t1 - s1 * t0) / np.where(good, det, 1.0), -1.0)
+    inside = (f >= 0) & (h >= 0) & (f + h <= 1)
+    flat = np.full_like(s1, np.clip(t0 / s0, 0, 1))
+    from_zero = np.clip(t1 / np.maximum(s2, tiny), 0, 1)
+    drop = np.clip((s0 - s1 - t0 + t1) / np.maximum(s0 - 2 * s1 + s2, tiny), 0, 1)  # h on the edge f + h = 1
+    fs = np.stack([f, flat, np.zeros_like(f), 1 - drop])
+    hs = np.stack([h, np.zeros_like(h), from_zero, drop])
+    value = chi2(fs, hs)
+    value[0] = np.where(inside, value[0], np.inf)
+    pick = value.argmin(axis=0)[None]
+    f, h, best = (np.take_along_axis(v, pick, axis=0)[0] for v in (fs, hs, value))
+    return LogisticSurface(m, w, f, h, np.maximum(best, 0.0))
+
+
+def profile_interval(w: np.ndarray, profile: np.ndarray, limit: float) -> tuple[float, float]:
+    """Return the outermost widths at which the profile (n_widths,) stays under `limit`, interpolated in log w.
+
+    0 or infinity where the profile is still under the limit at the end of the grid: that side is not bounded by data."""
+    under = np.flatnonzero(profile <= limit)
+    i, j = under[0], under[-1]
+
+    def between(a: int, b: int) -> float:  # profile crosses the limit between grid points a (under) and b (over)
+        share = (limit - profile[a]) / (profile[b] - profile[a])
+        return float(np.exp(np.log(w[a]) + share * (np.log(w[b]) - np.log(w[a]))))
+
+    return 0.0 if i == 0 else between(i, i - 1), math.inf if j == len(w) - 1 else between(j, j + 1)
+
+
+def profile_limit(chi2: float, n: int, df: float) -> float:
+    """Return the chi-squared up to which a logistic is inside the 95 % region of one parameter.
+
+    The quantile is that of t^2 with the df of the variance estimate, widened by chi2 / df where the form fits badly."""
+    scale = max(1.0, chi2 / max(n - 4, 1))
+    return chi2 + float(student_t.ppf(0.975, df)) ** 2 * scale
+
+
+def fit_logistic(s: Any, y: Any, var: Any, *, df: float = math.inf, x_name: str = "log10 scale") -> Fit:
+    """Fit y = f + h sigmoid(ln 81 (s - m) / w) to values in [0, 1]; w is the 10-90 % width in units of s.
+
+    s, y, var (K,): scale, mean and its variance, estimated with `df` degrees of freedom. The interval on w is the
+    profile likelihood's, wider by max(1, chi2 / df of the fit). Raises ValueError for fewer than 4 distinct scales."""
+    s, y, var = (np.asarray(v, dtype=float) for v in (s, y, var))
+    if len(np.unique(s)) < 4:
+        raise ValueError(f"logistic: needs at least 4 distinct scales for its 4 parameters, got {len(np.unique(s))}")
+    if not (np.isfinite(s) & np.isfinite(y) & np.isfinite(var) & (var > 0)).all():
+        raise ValueError("logistic: scales, values and variances must be finite, variances positive")
+    surface = logistic_surface(s, y, var)
+    best = np.unravel_index(surface.chi2.argmin(), surface.chi2.shape)
+    chi2 = float(surface.chi2[best])
+    profile = surface.chi2.min(axis=1)
+    ci = profile_interval(surface.w[:, 0], profile, profile_limit(chi2, len(s), df))
+    k, n = 4, len(s)
+    valleys = (profile[1:-1] < profile[:-2]) & (profile[1:-1] <= profile[2:])
+    return Fit(
+        form="logistic",
+        x=x_name,
+        params={name: float(getattr(surface, name)[best]) for name in ("f", "h", "m", "w")},
+        ci={"w": ci},
+        objective=chi2,
+        n_points=n,
+        n_sizes=len(np.unique(s)),
+        n_starts=surface.chi2.size,
+        n_starts_agreeing=int((surface.chi2 <= chi2 * 1.001 + 1e-12).sum()),
+        converged=bool(valleys.any()),
+        aicc=chi2 + 2 * k + (2 * k * (k + 1) / (n - k - 1) if n > k + 1 else math.inf),
+        note=""
+        if valleys.any()
+        else "the width is not bounded on both sides: the best fit lies at the end of the grid",
+    )
+
+
+def fits_table(scores: pd.DataFrame) -> pd.DataFrame:
+    """Fit every language-modelling loss of the last checkpoints along model size and compute; one row per fit.
+
+    A loss with too few sizes gets a row of form "none" whose note says so. `params`, `ci` and `band` are JSON."""
+    rows = scores[scores["is_last"].astype(bool) & scores["value"].notna()]
+    rows = rows[(rows["kind"] == "language modeling") & rows["metric"].isin(LOSSES) & (rows["role"] != "control")]
+    table = []
+    for (task, level, metric), cell in rows.sort_values(["task", "level", "metric", "run_id"]).groupby(
+        ["task", "level", "metric"], sort=True
+    ):
+        subject = ":".join(part for part in (task, level, metric) if part)
+        for axis in AXES:
+            try:
+                fit = fit_power_law(cell[axis], cell["value"], groups=list(cell["run_id"]), x_name=axis)
+            except ValueError as error:
+                fit = Fit(
+                    "none", axis, {}, {}, math.nan, len(cell), cell[axis].nunique(), 0, 0, False, math.nan, str(error)
+                )
+            table.append({"subject": subject} | {name: _flat(value) for name, value in vars(fit).items()})
+    columns = ["subject", *Fit.__dataclass_fields__]
+    return pd.DataFrame(table, columns=columns)
+
+
+def _flat(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    return json.dumps(value, sort_keys=True)

@@ -1,0 +1,213 @@
+"""From spec to tables: nothing is lost, nothing is done twice, and a kill changes no byte."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import harness
+from harness.analyze import analyze
+from harness.execute import Event
+from harness.plan import make_plan
+from harness.spec import load_sweep
+from harness.store import TABLES, load_results
+from harness.sweep import do, make_jobs, run_missing
+
+SPEC = """
+name = "tiny"
+seeds = [0]
+[family]
+sizes = ["1x8", "2x16"]
+vocab_size = 384
+context_length = 48
+[train]
+tokens = 46080
+batch_tokens = 384
+peak_lr = 0.004
+n_checkpoints = 5
+[corpus.mixture]
+copy = 0.5
+recall = 0.3
+coin = 0.2
+[evaluate]
+documents = 6
+checkpoints = "ends"
+"""
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("spec") / "tiny.toml"
+    path.write_text(SPEC)
+    return path
+
+
+def sweep(spec: Path, results: Path, *tasks: str) -> list[Event]:
+    events: list[Event] = []
+    loaded = load_sweep(spec, extra_tasks=tasks)
+    run_missing(loaded, results, workers=0, report=events.append)
+    analyze(results / "tiny")
+    return events
+
+
+def tables(results: Path) -> dict[str, bytes]:
+    return {name: (results / "tiny" / f"{name}.parquet").read_bytes() for name in TABLES}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(spec: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    results = tmp_path_factory.mktemp("undisturbed")
+    sweep(spec, results)
+    return results
+
+
+def test_a_sweep_leaves_every_table_and_every_cell(spec: Path, undisturbed: Path) -> None:
+    found = load_results(undisturbed / "tiny")
+    assert list(found.runs["size"].unique()) == ["1x8", "2x16"]
+    assert found.missing.empty
+    assert set(found.scores["task"]) == {"copy", "recall", "coin"}
+    per_cell = found.scores.groupby(["run_id", "step", "task", "level"]).size()
+    assert len(per_cell) == 2 * 2 * (4 + 3 + 1)  # runs x checkpoints x levels
+    assert (found.runs["flops"] == found.runs["flops_per_token"] * found.runs["tokens"]).all()
+    assert not any(p.name.startswith(".") and p.name != ".lock" for p in undisturbed.rglob("*"))
+
+
+def test_the_same_command_again_does_nothing_and_changes_no_byte(spec: Path, undisturbed: Path) -> None:
+    before = tables(undisturbed)
+    assert make_jobs(make_plan(load_sweep(spec), undisturbed)) == []
+    assert sweep(spec, undisturbed) == []
+    assert tables(undisturbed) == before
+
+
+def test_too_few_sizes_are_inconclusive_and_say_so(undisturbed: Path) -> None:
+    verdicts = load_results(undisturbed / "tiny").verdicts
+    assert set(verdicts["label"]) == {"inconclusive"}
+    assert verdicts["reasons"].str.contains("sizes").all()
+
+
+def test_every_size_reads_the_same_rows(undisturbed: Path) -> None:
+    runs = load_results(undisturbed / "tiny").runs
+    assert runs["data_digest"].nunique() == 1 and runs["tokenizer_digest"].nunique() == 1
+    assert runs["weights_digest"].nunique() == len(runs)
+
+
+def test_killed_in_the_middle_and_started_again_it_ends_with_the_same_bytes(
+    spec: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "harness.cli", "sweep", str(spec), "--results", str(tmp_path), "--workers", "2"]
+    driver = subprocess.Popen(
+        [*command, "--reports", str(tmp_path / "reports")], stderr=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    # Killed as soon as a run has a checkpoint that is neither its first nor its last.
+    deadline = time.monotonic() + 120
+    while not any(p.name not in ("step-000000", "step-000120") for p in tmp_path.glob("tiny/runs/*/step-*")):
+        assert driver.poll() is None, driver.communicate()[1].decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.communicate()
+    assert not (tmp_path / "tiny" / "verdicts.parquet").exists()
+    sweep(spec, tmp_path)
+    assert tables(tmp_path) == tables(undisturbed)
+
+
+def test_a_damaged_part_is_made_again_and_nothing_else(spec: Path, undisturbed: Path) -> None:
+    before = tables(undisturbed)
+    part = next((undisturbed / "tiny" / "samples").glob("*/*/coin-*.parquet"))
+    untouched = {p: p.stat().st_mtime_ns for p in part.parent.iterdir() if p != part}
+    part.write_bytes(part.read_bytes()[:100])
+    events = sweep(spec, undisturbed)
+    assert [e.state for e in events if e.state in ("done", "failed")] == ["done"]
+    assert {p: p.stat().st_mtime_ns for p in untouched} == untouched
+    assert tables(undisturbed) == before
+
+
+def test_a_users_task_file_is_asked_without_training_anything_again(
+    spec: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "quiz.jsonl").write_text(
+        '{"question": "one or two", "options": ["one", "two"], "right": 1}\n'
+        '{"question": "yes or no", "options": ["yes", "no"], "right": 0}\n'
+    )
+    (tmp_path / "mine.py").write_text(
+        "from tasks import Choice, task\n"
+        "@task('quiz', kind='qa', data='quiz.jsonl')\n"
+        "def quiz(row):\n"
+        "    return Choice(f\"Q: {row['question']} A:\", row['options'], row['right'])\n"
+    )
+    events = sweep(spec, undisturbed, str(tmp_path / "mine.py"))
+    assert not [e for e in events if "tokens" in e.info]
+    rows = load_results(undisturbed / "tiny").scores.query("task == 'quiz' and metric == 'acc'")
+    assert len(rows) == 4 and (rows["n"] == 2).all() and (rows["chance"] == 0.5).all()
+    sweep(spec, undisturbed)  # without the file, the tables are those of the spec again
+    assert "quiz" not in set(load_results(undisturbed / "tiny").scores["task"])
+
+
+def test_a_failed_run_is_recorded_and_the_others_go_on(
+    spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import models.train
+
+    train = models.train.train
+
+    def fail_the_large(model, *rest, **options):  # type: ignore[no-untyped-def]
+        if model.name == "2x16":
+            raise models.train.TrainingDiverged("the loss became nan at step 3")
+        return train(model, *rest, **options)
+
+    monkeypatch.setattr(models.train, "train", fail_the_large)
+    events = sweep(spec, tmp_path)
+    assert {e.job.key.partition("-")[0]: e.state for e in events if e.state in ("done", "failed")} == {
+        "tokenizer": "done",
+        "data": "done",
+        "1x8": "done",
+        "2x16": "failed",
+    }
+    found = load_results(tmp_path / "tiny")
+    assert set(found.scores["size"]) == {"1x8"}
+    assert found.missing["reason"].tolist() == ["TrainingDiverged: the loss became nan at step 3"]
+    assert [p.state for p in make_plan(load_sweep(spec), tmp_path).runs] == ["done", "failed"]
+    monkeypatch.undo()
+    sweep(spec, tmp_path)  # the same command tries again
+    assert load_results(tmp_path / "tiny").missing.empty
+
+
+def test_shared_without_the_answers_a_folder_can_still_be_analysed(undisturbed: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "tiny"
+    kept.mkdir()
+    for path in (undisturbed / "tiny").iterdir():
+        if path.is_file():
+            (kept / path.name).write_bytes(path.read_bytes())
+    analyze(kept)
+    assert tables(tmp_path) == tables(undisturbed)
+
+
+def test_a_checkpoint_loads_in_plain_transformers_and_writes(undisturbed: Path) -> None:
+    folder = next((undisturbed / "tiny" / "runs").glob("2x16-*")) / "step-000120"
+    code = (
+        "import sys; from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        "model, tokenizer = (c.from_pretrained(sys.argv[1]) for c in (AutoModelForCausalLM, AutoTokenizer))\n"
+        "ids = tokenizer('copy a b ->', return_tensors='pt')\n"
+        "out = model.generate(**ids, max_new_tokens=4, do_sample=False)\n"
+        "assert out.shape[1] == ids['input_ids'].shape[1] + 4"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(folder)], check=True, capture_output=True)
+
+
+def test_the_python_interface_does_what_the_command_does(spec: Path, undisturbed: Path, tmp_path: Path) -> None:
+    results = harness.run_sweep(spec, results=undisturbed)
+    assert isinstance(results.scores, pd.DataFrame)
+    page = harness.write_report(results, tmp_path / "report")
+    assert page.name == "index.html" and "tiny" in page.read_text(encoding="utf-8")
+
+
+def test_a_worker_does_a_job_from_its_order_alone(spec: Path, tmp_path: Path) -> None:
+    jobs = make_jobs(make_plan(load_sweep(spec), tmp_path))
+    assert [job.key.split("-")[0] for job in jobs] == ["tokenizer", "data", "1x8", "2x16"]
+    assert do(jobs[0], lambda info: None) == {}
+    assert (tmp_path / "tiny" / "tokenizer" / "tokenizer.json").exists()

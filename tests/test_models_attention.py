@@ -1,0 +1,109 @@
+"""Which kernel runs: the fastest that is proved right, and never another than the one asked for."""
+
+import pytest
+import torch
+
+from models.attention import Capabilities, choose, tiny_model_results
+from models.spec import SpecError
+
+BOTH = frozenset({"flash_attn", "flash_attn_interface"})
+HOPPER = Capabilities("cuda", (9, 0), BOTH)
+AMPERE = Capabilities("cuda", (8, 0), BOTH)
+CPU = Capabilities("cpu", None, BOTH)
+
+
+def right(name, device, dtype, head_dim):
+    return {"output": torch.tensor([1.0, 2.0]), "gradient": torch.tensor([3.0])}
+
+
+def wrong_in(broken, *, error=None, key="gradient"):
+    def compute(name, device, dtype, head_dim):
+        if name != broken:
+            return right(name, device, dtype, head_dim)
+        if error is not None:
+            raise error
+        return right(name, device, dtype, head_dim) | {key: torch.tensor([3.5])}
+
+    return compute
+
+
+def pick(requested="auto", capabilities=HOPPER, dtype=torch.bfloat16, head_dim=64, compute=right):
+    return choose(
+        requested,
+        device=torch.device("cpu"),
+        dtype=dtype,
+        head_dim=head_dim,
+        capabilities=capabilities,
+        compute=compute,
+    )
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        (HOPPER, "flash_attention_3"),
+        (AMPERE, "flash_attention_2"),
+        (Capabilities("cuda", (9, 0), frozenset({"flash_attn"})), "flash_attention_2"),
+        (Capabilities("cuda", (9, 0), frozenset()), "sdpa"),
+        (Capabilities("cuda", (7, 5), BOTH), "sdpa"),
+        (CPU, "sdpa"),
+    ],
+)
+def test_the_order_follows_what_the_machine_offers(capabilities, expected):
+    assert pick(capabilities=capabilities).implementation == expected
+
+
+def test_every_better_kernel_is_rejected_with_a_reason():
+    found = pick(capabilities=Capabilities("cuda", (8, 0), frozenset({"flash_attn_interface"})))
+    assert found.implementation == "sdpa"
+    assert "9.0" in found.rejected["flash_attention_3"]
+    assert "flash_attn is not installed" in found.rejected["flash_attention_2"]
+
+
+@pytest.mark.parametrize(("dtype", "head_dim"), [(torch.float32, 64), (torch.bfloat16, 12), (torch.bfloat16, 512)])
+def test_a_type_or_head_size_without_a_kernel_falls_to_sdpa(dtype, head_dim):
+    assert pick(dtype=dtype, head_dim=head_dim).implementation == "sdpa"
+
+
+@pytest.mark.parametrize("key", ["output", "gradient"])
+def test_a_kernel_with_wrong_numbers_is_rejected(key):
+    found = pick(compute=wrong_in("flash_attention_3", key=key))
+    assert found.implementation == "flash_attention_2"
+    assert "wrong numbers" in found.rejected["flash_attention_3"]
+
+
+def test_a_kernel_that_returns_nan_or_fails_is_rejected():
+    def nan(name, *rest):
+        return right(name, *rest) | ({"output": torch.tensor([float("nan"), 1])} if name == "flash_attention_3" else {})
+
+    assert "wrong numbers" in pick(compute=nan).rejected["flash_attention_3"]
+    broken = wrong_in("flash_attention_3", error=RuntimeError("no kernel image\ndetails"))
+    assert pick(compute=broken).rejected["flash_attention_3"].endswith("RuntimeError: no kernel image")
+
+
+def test_an_explicit_name_is_used_or_refused_but_never_replaced():
+    assert pick("flash_attention_2").implementation == "flash_attention_2"
+    assert pick("eager", capabilities=CPU).implementation == "eager"
+    with pytest.raises(SpecError, match="needs a CUDA device"):
+        pick("flash_attention_2", capabilities=CPU)
+    with pytest.raises(SpecError, match="wrong numbers"):
+        pick("flash_attention_2", compute=wrong_in("flash_attention_2"))
+    with pytest.raises(SpecError, match="auto, sdpa"):
+        pick("flash")
+
+
+def test_on_this_cpu_sdpa_is_chosen_and_is_right():
+    device = torch.device("cpu")
+    assert choose("auto", device=device, dtype=torch.float32, head_dim=8).implementation == "sdpa"
+    expected = tiny_model_results("eager", device, torch.float32, 8)
+    found = tiny_model_results("sdpa", device, torch.float32, 8)
+    assert expected.keys() == found.keys() and len(found) > 5
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_the_choice_is_made_from_real_kernels():
+    found = choose("auto", device=torch.device("cuda"), dtype=torch.bfloat16, head_dim=64)
+    assert found.implementation in ("flash_attention_3", "flash_attention_2", "sdpa")
+    assert set(found.rejected) | {found.implementation} >= {"flash_attention_3"}

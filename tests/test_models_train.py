@@ -1,0 +1,232 @@
+"""A run is a function of its specs and its stream: resumed or not, and whatever the size."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from models import checkpoint
+from models import train as training
+from models.data import write_stream
+from models.decoder import build
+from models.loss import NextTokenLoss
+from models.spec import SpecError, TrainSpec, size_to_spec
+from models.tokenizer import train_tokenizer
+from models.train import TrainingDiverged, train
+
+CONTEXT = 16
+RUN = TrainSpec(tokens=20 * 4 * CONTEXT, batch_tokens=4 * CONTEXT, peak_lr=2**-7, n_checkpoints=4)
+
+
+class Interrupted(Exception):
+    pass
+
+
+def spec(size="1x8", **changes):
+    return size_to_spec(size, **({"vocab_size": 300, "context_length": CONTEXT} | changes))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(["copy s r e l -> s r e l\n"] * 20, 280)
+
+
+@pytest.fixture(scope="module")
+def stream(tmp_path_factory):
+    """Rows in which each token follows from the one before, so that a loss can fall."""
+    starts = np.random.default_rng(0).integers(0, 300, 80)
+    rows = (start + 7 * np.arange(CONTEXT + 1)[None, :] for start in starts[:, None])
+    return write_stream(tmp_path_factory.mktemp("data") / "s.bin", (row[0] % 300 for row in rows), CONTEXT + 1, {})
+
+
+@pytest.fixture(scope="module")
+def straight(stream, tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    return folder, train(spec(), RUN, stream, tokenizer, folder)
+
+
+@pytest.mark.parametrize(("size", "parametrization"), [("1x8", "mup"), ("2x16", "mup"), ("1x128", "sp")])
+def test_the_fused_loss_equals_cross_entropy_in_value_and_gradients(size, parametrization):
+    rows = torch.randint(300, (3, CONTEXT + 1), generator=torch.Generator().manual_seed(0))
+    fused, plain = (build(spec(size, parametrization=parametrization), seed=1) for _ in range(2))
+    loss = NextTokenLoss(fused, n_rows=3, n_positions=CONTEXT)
+    for _ in range(2):  # the second call reuses the buffer the first has overwritten
+        fused.zero_grad()
+        value = loss(rows)
+        (2 * value).backward()
+    logits = plain(input_ids=rows[:, :-1]).logits
+    expected = F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
+    (2 * expected).backward()
+    assert value.item() == pytest.approx(expected.item(), abs=1e-5)
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(fused.get_parameter(name).grad, parameter.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_the_fused_loss_stays_finite_for_large_logits():
+    model = build(spec(), seed=0)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1e4)
+    value = NextTokenLoss(model, n_rows=1, n_positions=CONTEXT)(torch.arange(CONTEXT + 1)[None, :])
+    assert torch.isfinite(value) and value > 100
+
+
+def test_training_lowers_the_loss_and_records_every_checkpoint(straight, stream):
+    folder, records = straight
+    assert [record["step"] for record in records] == [0, 5, 10, 20]
+    assert [record["phase"] for record in records] == ["init", "stable", "stable", "final"]
+    assert [record["tokens"] for record in records] == [step * 64 for step in (0, 5, 10, 20)]
+    assert [record["is_last"] for record in records] == [False, False, False, True]
+    losses = [record["train_loss"] for record in records]
+    assert losses[0] is None and losses[1] > losses[2] > losses[3]
+    assert {record["data_digest"] for record in records} == {stream.digest}
+    assert len({record["weights_digest"] for record in records}) == 4
+    assert (records[0]["attention"], records[0]["precision"], records[0]["device"]) == ("sdpa", "fp32", "cpu")
+    assert [checkpoint.load_meta(path) for path in checkpoint.checkpoints(folder)] == records
+    assert records[0]["cpu_seconds"] <= records[-1]["cpu_seconds"]
+
+
+def test_training_state_is_kept_for_the_newest_checkpoint_only(straight):
+    folder, _ = straight
+    assert [path.name for path in folder.glob("*/state.pt")] == ["state.pt"]
+    assert checkpoint.latest(folder, with_state=True) == checkpoint.latest(folder) == folder / "step-000020"
+
+
+def test_a_finished_run_is_read_and_not_trained_again(straight, stream, tokenizer):
+    def refuse(_):
+        raise AssertionError("trained again")
+
+    folder, records = straight
+    assert train(spec(), RUN, stream, tokenizer, folder, progress=refuse) == records
+
+
+@pytest.mark.parametrize("stop_at", [1, 7, 13, 20])
+def test_an_interrupted_run_ends_with_the_same_bits(straight, stream, tokenizer, tmp_path, monkeypatch, stop_at):
+    monkeypatch.setattr(training, "_SECONDS_BETWEEN_REPORTS", 0.0)
+
+    def interrupt(report):
+        if report["step"] == stop_at:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        train(spec(), RUN, stream, tokenizer, tmp_path / "run", progress=interrupt)
+    steps = []
+    records = train(spec(), RUN, stream, tokenizer, tmp_path / "run", progress=lambda report: steps.append(report))
+    started_from = max(step for step in (0, 5, 10, 20) if step < stop_at)
+    assert steps[0]["step"] == started_from + 1
+    same = ("step", "weights_digest", "train_loss", "phase", "run_digest")
+    assert [[record[key] for key in same] for record in records] == [
+        [record[key] for key in same] for record in straight[1]
+    ]
+
+
+def test_without_training_state_a_run_starts_over_and_ends_the_same(straight, stream, tokenizer, tmp_path):
+    folder = tmp_path / "run"
+    train(spec(), RUN, stream, tokenizer, folder)
+    (folder / "step-000020" / "meta.json").unlink()
+    records = train(spec(), RUN, stream, tokenizer, folder)
+    assert [r["weights_digest"] for r in records] == [r["weights_digest"] for r in straight[1]]
+
+
+def test_a_half_written_checkpoint_does_not_count(straight, stream, tokenizer, tmp_path):
+    folder = tmp_path / "run"
+    records = train(spec(), RUN, stream, tokenizer, folder)
+    (folder / ".step-000030.tmp").mkdir()
+    (folder / ".step-000030.tmp" / "meta.json").write_text("{}")
+    (folder / "step-000040").mkdir()
+    (folder / "step-000040" / "model.safetensors").write_bytes(b"half")
+    assert checkpoint.latest(folder) == folder / "step-000020"
+    assert train(spec(), RUN, stream, tokenizer, folder) == records
+
+
+def test_weights_depend_on_the_seed_and_the_data_but_sizes_read_the_same_rows(stream, tokenizer, tmp_path, monkeypatch):
+    read = []
+    rows = type(stream).rows
+    monkeypatch.setattr(type(stream), "rows", lambda self, *where: read.append(where) or rows(self, *where))
+    short = TrainSpec(tokens=3 * 64, batch_tokens=64, peak_lr=2**-7, n_checkpoints=2)
+    small = train(spec("1x8"), short, stream, tokenizer, tmp_path / "a")
+    n_read = len(read)
+    large = train(spec("2x16"), short, stream, tokenizer, tmp_path / "b")
+    assert read[:n_read] == read[n_read:] == [(0, 4), (4, 4), (8, 4)]
+    assert small[-1]["data_digest"] == large[-1]["data_digest"]
+    reseeded = TrainSpec(tokens=3 * 64, batch_tokens=64, peak_lr=2**-7, n_checkpoints=2, seed=1)
+    other = train(spec("1x8"), reseeded, stream, tokenizer, tmp_path / "c")
+    assert other[0]["weights_digest"] != small[0]["weights_digest"]
+
+
+def test_progress_tells_the_step_and_is_rare(stream, tokenizer, tmp_path):
+    reports = []
+    train(spec(), RUN, stream, tokenizer, tmp_path / "run", progress=reports.append)
+    assert 1 <= len(reports) < 20
+    assert reports[0].keys() == {"step", "steps", "tokens", "loss", "lr"}
+    assert (reports[0]["step"], reports[0]["steps"], reports[0]["tokens"]) == (1, 20, 64)
+
+
+def test_a_diverging_run_stops_and_names_its_step(stream, tokenizer, tmp_path):
+    wild = TrainSpec(tokens=20 * 64, batch_tokens=64, peak_lr=1e30, n_checkpoints=2)
+    with pytest.raises(TrainingDiverged, match=r"step \d+ of 20; lower peak_lr=1e\+30"):
+        train(spec(), wild, stream, tokenizer, tmp_path / "run")
+    assert [path.name for path in checkpoint.checkpoints(tmp_path / "run")] == ["step-000000"]
+
+
+@pytest.mark.parametrize(
+    ("model", "run", "remedy"),
+    [
+        (spec(), TrainSpec(tokens=999, batch_tokens=50, peak_lr=0.01), "try 48"),
+        (spec(), TrainSpec(tokens=10**6, batch_tokens=64, peak_lr=0.01), "at most 1280 tokens"),
+        (spec(context_length=8), RUN, "write the stream again"),
+        (spec(vocab_size=270), RUN, "raise vocab_size"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused_before_training(stream, tokenizer, tmp_path, model, run, remedy):
+    with pytest.raises(SpecError, match=remedy):
+        train(model, run, stream, tokenizer, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_is_never_continued_with_another_recipe(straight, stream, tokenizer):
+    other = TrainSpec(tokens=RUN.tokens, batch_tokens=RUN.batch_tokens, peak_lr=2**-6, n_checkpoints=4)
+    with pytest.raises(SpecError, match="another folder"):
+        train(spec(), other, stream, tokenizer, straight[0])
+
+
+def test_bf16_trains_in_mixed_precision_with_float32_weights():
+    assert training.resolve_precision("bf16", device=torch.device("cpu"), n_params=1) == "bf16"
+    assert training.resolve_precision("auto", device=torch.device("cpu"), n_params=1) == "fp32"
+    rows = torch.arange(CONTEXT + 1)[None, :]
+    model = build(spec("2x16"), seed=0)
+    loss = NextTokenLoss(model, n_rows=1, n_positions=CONTEXT)
+    exact = loss(rows).item()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = loss(rows)
+    value.backward()
+    assert value.dtype == torch.float32 and value.item() == pytest.approx(exact, rel=1e-2) and value.item() != exact
+    assert all(parameter.grad.dtype == torch.float32 for parameter in model.parameters())
+
+
+LOAD = """
+import json, sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+ids = tokenizer("copy s r", return_tensors="pt")["input_ids"]
+out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, do_sample=False, eos_token_id=None)
+logits = model(ids).logits[0, -1].tolist()
+print(json.dumps({"generated": out.tolist(), "logits": logits, "models": "models" in sys.modules}))
+"""
+
+
+def test_a_checkpoint_loads_and_generates_with_transformers_alone(straight, tmp_path):
+    folder = checkpoint.latest(straight[0])
+    command = [sys.executable, "-c", LOAD, str(folder)]
+    answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    found = json.loads(answer.splitlines()[-1])
+    model = build(spec(), seed=99)
+    checkpoint.load_weights(folder, model)
+    assert checkpoint.weights_digest(model) == straight[1][-1]["weights_digest"]
+    ids = torch.tensor([found["generated"][0][:-3]])
+    torch.testing.assert_close(torch.tensor(found["logits"]), model(ids).logits[0, -1])
+    assert len(found["generated"][0]) == ids.shape[1] + 3 and not found["models"]

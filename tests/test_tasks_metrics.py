@@ -1,0 +1,214 @@
+"""Metrics against cases worked by hand, closed forms of the uniform model, and plain reference implementations."""
+
+import itertools
+import math
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from rapidfuzz.distance import Levenshtein
+
+from tasks.metrics import DEFAULTS, HEADLINES, METRICS, Cell, edit_similarity, levenshtein, token_f1
+
+
+def choice_cell(logprobs: list[list[float]], answer: list[int], **columns: Any) -> Cell:
+    values = np.array(logprobs, dtype=float)
+    filled = {"n_tokens": np.ones_like(values), **{name: np.array(column) for name, column in columns.items()}}
+    return Cell(logprobs=values, answer=np.array(answer), **filled)
+
+
+def score(name: str, cell: Cell) -> float:
+    values, weights = METRICS[name].function(cell)
+    return float(np.average(values, weights=weights))
+
+
+HAND = choice_cell(
+    [[math.log(0.5), math.log(0.3), math.log(0.2)], [math.log(0.1), math.log(0.6), math.nan]],
+    [0, 0],
+    n_chars=[[10, 2, 2], [1, 12, math.nan]],
+    n_bytes=[[10, 1, 2], [3, 1, math.nan]],
+    n_tokens=[[2, 1, 1], [1, 2, math.nan]],
+)
+
+
+def test_choice_metrics_of_two_documents_worked_by_hand() -> None:
+    assert METRICS["acc"].function(HAND)[0].tolist() == [1, 0]
+    # Per character: -0.069, -0.602, -0.805 and -2.303, -0.043.
+    assert METRICS["acc_char"].function(HAND)[0].tolist() == [1, 0]
+    # Per byte: -0.069 against -1.204, and -0.768 against -0.511.
+    assert METRICS["acc_byte"].function(HAND)[0].tolist() == [1, 0]
+    # Per token: -0.347, -1.204, -1.609 and -2.303, -0.255.
+    assert METRICS["acc_token"].function(HAND)[0].tolist() == [1, 0]
+    brier = METRICS["brier"].function(HAND)[0]  # .25 + .09 + .04, and 2 * (6 / 7) ** 2
+    assert brier == pytest.approx([0.38, 2 * (6 / 7) ** 2])
+    assert METRICS["logloss"].function(HAND)[0] == pytest.approx([math.log(2), math.log(7)])
+    assert METRICS["margin"].function(HAND)[0] == pytest.approx([math.log(0.5 / 0.3), math.log(0.1 / 0.6)])
+
+
+def test_length_normalisation_can_turn_the_choice() -> None:
+    cell = choice_cell([[-4.0, -3.0]], [0], n_chars=[[8, 2]], n_bytes=[[2, 2]], n_tokens=[[2, 1]])
+    assert [score(name, cell) for name in ("acc", "acc_char", "acc_byte", "acc_token")] == [0, 1, 0, 1]
+
+
+def test_choices_that_tie_share_the_credit() -> None:
+    cell = choice_cell([[-1, -1, -2], [-1, -1, -2], [-3, -3, -3]], [0, 2, 1])
+    assert METRICS["acc"].function(cell)[0] == pytest.approx([1 / 2, 0, 1 / 3])
+
+
+@pytest.mark.parametrize("k", [2, 4, 16])
+def test_a_uniform_model_scores_chance_in_closed_form(k: int) -> None:
+    n = 16
+    ones = np.ones((n, k))
+    cell = choice_cell(np.full((n, k), -1.7).tolist(), [i % k for i in range(n)], n_chars=ones, n_bytes=ones)
+    expected = {
+        **dict.fromkeys(("acc", "acc_char", "acc_byte", "acc_token"), 1 / k),
+        "acc_all8": k**-8,
+        "brier": (k - 1) / k,
+        "logloss": math.log(k),
+        "margin": 0.0,
+    }
+    for name, value in expected.items():
+        assert score(name, cell) == pytest.approx(value), name
+        assert METRICS[name].chance(cell) == pytest.approx(value), name
+
+
+def test_chance_follows_the_number_of_choices_of_each_document() -> None:
+    assert METRICS["acc"].chance(HAND) == pytest.approx((1 / 3 + 1 / 2) / 2)
+    assert METRICS["logloss"].chance(HAND) == pytest.approx((math.log(3) + math.log(2)) / 2)
+    assert METRICS["acc_all8"].chance(HAND) is None  # no whole group of eight
+
+
+def test_logloss_does_not_overflow_for_unlikely_choices() -> None:
+    cell = choice_cell([[-4000.0, -4001.0]], [1])
+    assert score("logloss", cell) == pytest.approx(1 + math.log(1 + math.exp(-1)))
+    assert score("brier", cell) == pytest.approx(2 * (1 / (1 + math.exp(-1))) ** 2)
+
+
+def test_all_of_eight_is_the_share_of_all_groups_that_are_right_throughout() -> None:
+    right, wrong = [-1.0, -2.0], [-2.0, -1.0]
+    rows = [right] * 9 + [wrong] * 2
+    values, weights = METRICS["acc_all8"].function(choice_cell(rows, [0] * 11))
+    x = np.array([1.0] * 9 + [0.0] * 2)
+    groups = list(itertools.combinations(range(11), 8))
+    assert weights is None and values.mean() == pytest.approx(np.mean([x[list(g)].prod() for g in groups]))
+    # A document's value is the score plus eight times how much better its own groups do (the U-statistic's projection).
+    first = np.mean([x[list(g)].prod() for g in groups if 0 in g])
+    assert values[0] == pytest.approx(values.mean() + 8 * (first - values.mean()))
+    assert len(METRICS["acc_all8"].function(choice_cell([right] * 7, [0] * 7))[0]) == 0
+
+
+def test_the_error_of_all_of_eight_is_its_spread_over_fresh_documents() -> None:
+    rng = np.random.default_rng(0)
+    scores, errors = [], []
+    for _ in range(300):
+        rows = np.where(rng.random((200, 1)) < 0.9, [[-1.0, -2.0]], [[-2.0, -1.0]]).tolist()
+        values, _ = METRICS["acc_all8"].function(choice_cell(rows, [0] * 200))
+        scores.append(values.mean())
+        errors.append(values.std(ddof=1) / math.sqrt(200))
+    assert np.mean(scores) == pytest.approx(0.9**8, abs=0.02)
+    assert np.mean(errors) == pytest.approx(np.std(scores), rel=0.15)
+
+
+def answer_cell(generations: list[str] | None, references: list[list[str]], **columns: Any) -> Cell:
+    width = max(map(len, references))
+    blank = np.array([[1.0] * len(refs) + [np.nan] * (width - len(refs)) for refs in references])
+    filled = {"logprobs": -blank, "n_tokens": blank, **{k: np.array(v, dtype=float) for k, v in columns.items()}}
+    return Cell(generations=generations, references=references, **filled)
+
+
+def test_exact_match_forgives_white_space_at_the_ends_only() -> None:
+    cell = answer_cell([" a b", "a b c", "a  b", "B"], [[" a b"], [" a b"], [" a b"], [" x", " B"]])
+    assert METRICS["exact_match"].function(cell)[0].tolist() == [1, 0, 0, 1]
+
+
+def test_exact_match_without_generations_asks_for_every_token_greedy() -> None:
+    cell = answer_cell(None, [["a", "b"], ["c"]], n_tokens=[[3, 2], [2, np.nan]], n_greedy=[[1, 2], [1, np.nan]])
+    assert METRICS["exact_match"].function(cell)[0].tolist() == [1, 0]
+    assert np.isnan(METRICS["edit_similarity"].function(cell)[0]).all()  # missing, not zero
+
+
+def test_several_references_count_by_the_best_and_stay_graded() -> None:
+    cell = answer_cell(["the dog"], [["a cat", "the big dog"]])
+    assert score("f1", cell) == pytest.approx(2 * 2 / (2 + 3))
+    assert score("edit_similarity", cell) == pytest.approx(1 - 4 / 11)
+    assert score("exact_match", cell) == 0
+
+
+def test_token_f1_of_hand_worked_pairs() -> None:
+    assert token_f1("a b c", "a b c") == 1
+    assert token_f1("a a b", "a b b") == pytest.approx(2 / 3)  # two words in common of three and three
+    assert token_f1("x", "y") == 0 == token_f1("", "y")
+
+
+@cache
+def reference_distance(a: str, b: str) -> int:
+    if not a or not b:
+        return len(a) + len(b)
+    keep = reference_distance(a[1:], b[1:]) + (a[0] != b[0])
+    return min(keep, reference_distance(a[1:], b) + 1, reference_distance(a, b[1:]) + 1)
+
+
+def test_levenshtein_agrees_with_its_recursive_definition_and_with_rapidfuzz() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        a, b = ("".join(rng.choice(list("abé "), size=rng.integers(0, 9))) for _ in range(2))
+        assert levenshtein(a, b) == reference_distance(a, b) == Levenshtein.distance(a, b)
+        assert edit_similarity(a, b) == pytest.approx(Levenshtein.normalized_similarity(a, b))
+    assert levenshtein("kitten", "sitting") == 3
+
+
+def test_nats_per_token_is_a_ratio_of_sums_and_takes_the_best_reference() -> None:
+    cell = answer_cell(None, [["a", "b"], ["c"]], logprobs=[[-6, -3], [-8, np.nan]], n_tokens=[[2, 3], [2, np.nan]])
+    values, weights = METRICS["nats_per_token"].function(cell)
+    assert values.tolist() == [1, 4] and weights is not None and weights.tolist() == [3, 2]
+    assert score("nats_per_token", cell) == pytest.approx((3 + 8) / (3 + 2))
+
+
+def test_token_accuracy_takes_the_best_reference() -> None:
+    cell = answer_cell(None, [["a", "b"], ["c"]], n_tokens=[[4, 2], [3, np.nan]], n_greedy=[[2, 1], [0, np.nan]])
+    assert METRICS["token_accuracy"].function(cell)[0].tolist() == [0.5, 0]
+
+
+def test_text_metrics_weigh_every_byte_token_and_word_alike() -> None:
+    column = {name: np.array([4.0, 12.0]) for name in ("words", "chars", "sentences")}
+    greedy = {f"{name}_greedy": np.array([4.0, 0.0]) for name in ("words", "chars", "sentences")}
+    cell = Cell(
+        logprobs=np.array([[-10.0], [-20.0]]),
+        n_tokens=np.array([[5.0], [20.0]]),
+        n_bytes=np.array([[10.0], [50.0]]),
+        **column,
+        **greedy,
+    )
+    assert score("bits_per_byte", cell) == pytest.approx(30 / 60 / math.log(2))
+    assert score("nats_per_token", cell) == pytest.approx(30 / 25)
+    for name in ("char_accuracy", "word_accuracy", "sentence_accuracy"):
+        assert score(name, cell) == pytest.approx(4 / 16)
+
+
+def test_a_metric_names_the_column_that_it_misses() -> None:
+    with pytest.raises(ValueError, match="holds no 'n_chars'"):
+        METRICS["acc_char"].function(choice_cell([[-1, -2]], [0]))
+
+
+def test_every_thresholded_metric_has_a_continuous_partner_of_the_same_output() -> None:
+    for metric in METRICS.values():
+        assert metric.continuous == (metric.partner is None)
+        if metric.partner is not None:
+            partner = METRICS[metric.partner]
+            assert partner.continuous and set(metric.outputs) <= set(partner.outputs)
+    for output, names in DEFAULTS.items():
+        assert HEADLINES[output] in names
+        assert all(output in METRICS[name].outputs for name in names)
+
+
+def test_values_stay_within_their_bounds() -> None:
+    rng = np.random.default_rng(1)
+    counts = rng.integers(1, 9, size=(64, 4)).astype(float)
+    cell = choice_cell(
+        rng.normal(-3, 2, (64, 4)).tolist(), rng.integers(4, size=64).tolist(), n_chars=counts, n_bytes=counts
+    )
+    for name in (*DEFAULTS["Choice"], "acc_all8"):
+        low, high = METRICS[name].bounds
+        values = METRICS[name].function(cell)[0]
+        assert (values >= low).all() and (values <= high).all()
