@@ -138,10 +138,10 @@ def tasks_list(
     as_json: JsonOption = False,
 ) -> None:
     """List tasks with kind, ability, role, levels and what each asks."""
-    from tasks import TASKS, load_task
+    from tasks import TASKS, load_tasks
     from tasks.base import level_name
 
-    found = [task for name in names for task in load_task(name)] if names else list(TASKS)
+    found = load_tasks(names) if names else TASKS
     if as_json:
         print(json.dumps([task.summary() for task in found], indent=2))
         return
@@ -215,7 +215,8 @@ def _print_plan(found: Plan, *, as_json: bool) -> None:
         workers = max(1, default_workers(found))
         print(
             f"{len(found.todo)} of {len(found.runs)} runs to do; training: about {minutes(cpu)} of CPU, "
-            f"{minutes(cpu / workers)} with {workers} workers; disk: about {found.disk_bytes / 1e6:.0f} MB in {found.folder}"
+            f"{minutes(cpu / workers)} with {workers} workers; "
+            f"disk: about {found.disk_bytes / 1e6:.0f} MB in {found.folder}"
         )
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ import numpy as np
 from tasks import Task
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerBase
 
 Mixture = Sequence[tuple[Task, float]]
 
@@ -33,7 +34,7 @@ def tokenizer_texts(mixture: Mixture) -> Iterator[str]:
 
 
 def token_rows(
-    mixture: Mixture, tokenizer: PreTrainedTokenizerFast, *, data_seed: int, n_rows: int, row_tokens: int
+    mixture: Mixture, tokenizer: PreTrainedTokenizerBase, *, data_seed: int, n_rows: int, row_tokens: int
 ) -> Iterator[list[int]]:
     """Yield `n_rows` rows of `row_tokens` token ids, each opened by the beginning-of-sequence token."""
     chars = {task.name: _chars_needed(task, tokenizer, row_tokens) for task, _ in mixture}
@@ -65,9 +66,12 @@ def prepare_stream(
 ) -> None:
     """Write the token rows of one data seed, once."""
     from models.data import open_stream, write_stream
+    from models.spec import SpecError
     from models.tokenizer import load_tokenizer
 
-    if path.exists():
+    with suppress(
+        SpecError
+    ):  # absent or damaged: the rows are a function of the seed, so they are simply written again
         open_stream(path)
         return
     tokenizer = load_tokenizer(tokenizer_folder)
@@ -81,11 +85,11 @@ def _pick(mixture: Mixture, rng: np.random.Generator) -> Task:
     return mixture[int(np.searchsorted(edges, rng.random() * edges[-1], side="right"))][0]
 
 
-def _encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
+def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
     return tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
 
 
-def _chars_needed(task: Task, tokenizer: PreTrainedTokenizerFast, row_tokens: int) -> int:
+def _chars_needed(task: Task, tokenizer: PreTrainedTokenizerBase, row_tokens: int) -> int:
     """Return how long a text of this task must be to fill a row nearly always; writing more would be thrown away."""
     texts = [task.training_text(np.random.default_rng([_RATE, i]), chars=_CHARS_PER_ROW) for i in range(20)]
     n_tokens = sum(map(len, _encode(tokenizer, texts)))

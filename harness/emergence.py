@@ -20,17 +20,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import f as f_dist
 from scipy.stats import t as student_t
 
+from harness.curves import Cell, Constants, benjamini_hochberg, level_label, slope_of, spread
 from harness.store import StoreError
-from harness.width import Curve, Rise, Split, build_curve, isotonic_rise, logistic_rise, seed_split, with_seeds
+from harness.width import build_curve
 from tasks.metrics import METRICS
 
 LABELS = (
@@ -48,231 +47,16 @@ AXES = ("flops", "n_params_non_embedding", "n_params", "tokens")
 WIDTHS = (0.5, 1.0, 1.5)  # decades; the sensitivity of a label to what counts as sharp
 _KEYS = ["task", "level", "metric"]
 _PASSED = ["kind", "ability", "role", "headline", "continuous", "partner"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Constants:
-    """What a verdict is decided by; written into every row of the table."""
-
-    alpha: float = 0.05  # of each test and interval of a curve
-    fdr: float = 0.05  # false discovery rate over all metrics
-    min_effect: float = 0.10  # what counts as an ability: above chance, and from the smallest to the largest size
-    equivalence: float = 0.05  # closer than this to chance (or to level) is the same
-    sharp_width: float = 1.0  # decades of the axis; a convention, hence the sensitivity column
-    min_sizes: int = 5
-    min_decades: float = 1.5
-    min_seeds: int = 2  # at most of the sizes
-    seed_sd_default: float = 0.02  # between seeds, where the runs do not show it
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if not (isinstance(value, int | float) and value > 0):
-                raise ValueError(f"{name} must be a positive number, got {value!r}")
-        for name in ("alpha", "fdr"):
-            if getattr(self, name) >= 0.5:
-                raise ValueError(f"{name} must be below 0.5, got {getattr(self, name)}")
-        if self.equivalence >= self.min_effect:
-            raise ValueError(f"equivalence ({self.equivalence}) must be below min_effect ({self.min_effect})")
-
-
-def holm(p: np.ndarray) -> np.ndarray:
-    """Return Holm's adjusted p-values of a family (n,)."""
-    order = np.argsort(p, kind="stable")
-    steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
-    return np.minimum(steps, 1.0)[np.argsort(order, kind="stable")]
-
-
-def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
-    """Return Benjamini and Hochberg's q-values (n,); NaN stays NaN and does not count."""
-    q, known = np.full(len(p), np.nan), np.flatnonzero(~np.isnan(p))
-    order = known[np.argsort(p[known], kind="stable")]
-    steps = p[order] * len(order) / np.arange(1, len(order) + 1)
-    q[order] = np.minimum(np.minimum.accumulate(steps[::-1])[::-1], 1.0)
-    return q
-
-
-@dataclass(frozen=True)
-class _Cell:
-    """One curve and what is asked of it; everything oriented upwards."""
-
-    curve: Curve
-    constants: Constants
-    chance: float  # oriented; NaN where there is none
-    sign: int  # -1 where the metric is better when lower
-    unit_interval: bool  # a share of documents, between 0 and 1
-    threshold: bool  # not continuous
-    remark: str  # missing values, untrained models above chance
-
-    @cached_property
-    def p_sizes(self) -> np.ndarray:
-        """Holm-adjusted one-sided p of every size against chance (K,)."""
-        curve, var = self.curve, self.curve.var_level
-        if self.unit_interval and self.threshold:  # under the null the document variance is that of chance
-            null = self.chance * (1 - self.chance) / curve.n_docs
-            var = np.maximum(var, var + (null - curve.item) / curve.n_seeds)
-        return holm(student_t.sf((curve.mean - self.chance) / np.sqrt(var), curve.df))
-
-    @property
-    def p_chance(self) -> float:
-        return math.nan if math.isnan(self.chance) else float(self.p_sizes.min())
-
-    @cached_property
-    def slope(self) -> tuple[float, float]:
-        """Slope per decade and its two-sided p."""
-        return _slope(self.curve, slice(None))
-
-    @cached_property
-    def p_trend(self) -> float:
-        c = self.curve
-        spread = (c.mean - np.average(c.mean, weights=1 / c.var)) ** 2 / c.var
-        p_heterogeneity = float(f_dist.sf(spread.sum() / (len(c.s) - 1), len(c.s) - 1, c.pooled_df))
-        return min(1.0, 2 * min(self.slope[1], p_heterogeneity))
-
-    @cached_property
-    def effect(self) -> tuple[float, float, float]:
-        """Rise from the smallest to the largest size with its t interval (Welch's degrees of freedom)."""
-        c, ends = self.curve, [0, -1]
-        var = c.var[ends]
-        df = var.sum() ** 2 / (var**2 / c.df[ends]).sum()
-        half = float(student_t.ppf(1 - self.constants.alpha / 2, df) * math.sqrt(var.sum()))
-        rise = float(c.mean[-1] - c.mean[0])
-        return rise, rise - half, rise + half
-
-    @cached_property
-    def upper(self) -> np.ndarray:
-        """Upper one-sided confidence bound of each size's level (K,)."""
-        c = self.curve
-        return c.mean + student_t.ppf(1 - self.constants.alpha, c.df) * np.sqrt(c.var_level)
-
-    @cached_property
-    def floor(self) -> int:
-        """How many of the smallest sizes are not above chance by the equivalence margin; 0 if not even two.
-
-        A size is, if its own bound shows it; the first two also if their common mean shows it (two know better than
-        one) and neither is significantly above. Without a chance level: how many are level with the smallest size.
-        For a metric without bounds: the sizes before a quarter of its rise, where that takes long (isotonic_rise)."""
-        c, margin = self.curve, self.constants.equivalence
-        if not self.unit_interval:
-            return int((c.s <= self.rise.start).sum()) if self.rise.stepped else 0
-        quantile = float(student_t.ppf(1 - self.constants.alpha, c.df[:2].min()))
-        if math.isnan(self.chance):
-            low = c.mean - c.mean[0] < margin
-            bound = abs(c.mean[1] - c.mean[0]) + quantile * math.sqrt(c.var[:2].sum())
-        else:
-            shown = self.upper < self.chance + margin
-            low = (c.mean < self.chance + margin) & (shown | (self.p_sizes > self.constants.alpha))
-            noise = c.var[:2].sum() / 4 + (c.var_level - c.var)[:2].mean()
-            bound = -math.inf if shown[:2].all() else c.mean[:2].mean() - self.chance + quantile * math.sqrt(noise)
-        if bound >= margin or not low[:2].all():
-            return 0
-        return len(low) if low.all() else int(low.argmin())
-
-    @property
-    def top(self) -> str:
-        """Why the largest size does not count as having the ability; empty if it does."""
-        c, k = self.curve, self.constants
-        above = float(c.mean[-1] - self.chance)
-        if self.effect[0] < k.min_effect or self.effect[1] <= 0:
-            return (
-                f"the rise from the smallest to the largest size is {_range(*self.effect)}, not surely {k.min_effect:g}"
-            )
-        if above < k.min_effect:  # false where there is no chance level
-            return f"the largest size is only {above:+.2f} from chance, below the minimum effect of {k.min_effect:g}"
-        if not math.isnan(self.chance) and self.p_sizes[-1] > k.alpha:
-            return f"the largest size is {above:+.2f} from chance, but not significantly (p {self.p_sizes[-1]:.2f})"
-        return ""
-
-    @cached_property
-    def split(self) -> Split:
-        return seed_split(self.curve, self.constants.min_effect)
-
-    @cached_property
-    def rise(self) -> Rise:
-        start = float(self.curve.mean[0]) if math.isnan(self.chance) else self.chance
-        height = start + self.constants.min_effect
-        rise = logistic_rise(self.curve, height) if self.unit_interval else isotonic_rise(self.curve, height)
-        return with_seeds(rise, self.split)
-
-    def shown(self, value: float) -> str:
-        return f"{round(self.sign * value, 2) + 0.0:.2f}"  # no -0.00
-
-    @property
-    def gate(self) -> str:
-        """What is missing for any verdict at all; empty if nothing is."""
-        k, c = self.constants, self.curve
-        decades, wants = float(np.ptp(c.s)), []
-        if len(c.s) < k.min_sizes:
-            wants.append(f"{len(c.s)} sizes, needs {k.min_sizes:g}")
-        if decades < k.min_decades - 1e-9:
-            wants.append(f"{decades:.2f} decades, needs {k.min_decades:g}")
-        if np.median(c.n_seeds) < k.min_seeds:
-            wants.append(f"{int(np.median(c.n_seeds))} seed a size, needs {k.min_seeds:g} (better 3)")
-        return "; ".join(wants)
-
-    def resolution(self) -> str:
-        """Say what these runs can detect and, if that is not the minimum effect, what would do."""
-        c, k = self.curve, self.constants
-        quantiles = student_t.ppf(1 - k.alpha / len(c.s), c.pooled_df) + student_t.ppf(0.8, c.pooled_df)
-        var, seeds = float(np.median(c.var_level)), float(np.median(c.n_seeds))
-        least, item = float(quantiles * math.sqrt(var)), float(np.median(c.item))
-        if least <= k.min_effect:
-            return f"Detectable effect {least:.2f}."
-        target = (k.min_effect / quantiles) ** 2  # the variance of a mean that would do
-        ways = [f"{math.ceil((item + c.tau2) / target)} seeds"]
-        if target * seeds > c.tau2 and item > 0:
-            ways.append(f"{math.ceil(c.n_docs * item / (target * seeds - c.tau2))} documents")
-        return f"Detectable effect {least:.2f}, above {k.min_effect:g}: needs about {' or '.join(ways)}."
-
-
-def _slope(curve: Curve, part: slice) -> tuple[float, float]:
-    """Weighted slope of the means over s and its two-sided p (t with the error model's degrees of freedom)."""
-    s, y, weight = curve.s[part], curve.mean[part], 1 / curve.var[part]
-    centred = s - np.average(s, weights=weight)
-    sxx = float((weight * centred**2).sum())
-    slope = float((weight * centred * y).sum() / sxx)
-    return slope, float(2 * student_t.sf(abs(slope) * math.sqrt(sxx), curve.pooled_df))
-
-
-def _range(value: float, lo: float, hi: float) -> str:
-    return f"{value:.2f} ({lo:.2f} to {hi:.2f})" if math.isfinite(hi) else f"{value:.2f} ({lo:.2f} or more)"
+_FOUND = ["label", "width", "width_lo", "width_hi", "onset", "onset_lo", "onset_hi", "effect", "effect_lo", "effect_hi"]
+_TESTED = ["p_chance", "q_chance", "p_trend", "q_trend", "n_sizes", "n_seeds", "n_docs", "chance"]
+COLUMNS = [*_KEYS, *_PASSED, "axis", *_FOUND, *_TESTED, "reasons", "sensitivity", "constants"]
 
 
 def _text(*sentences: str) -> str:
     return " ".join(sentence for sentence in sentences if sentence)
 
 
-def _flat(cell: _Cell) -> str:
-    """Return "flat_at_chance" or "flat_above_chance" where every size is shown to be level, "" otherwise.
-
-    The straight line through the sizes must lie within the equivalence margin with its 90 % band at both ends, nothing
-    but noise may be left beside it, and no single size's 90 % interval may hold the minimum effect."""
-    c, k = cell.curve, cell.constants
-    weight = 1 / c.var
-    design = np.stack([np.ones_like(c.s), c.s - c.s.mean()], axis=1)
-    cov = np.linalg.inv(design.T @ (weight[:, None] * design))
-    line = design @ (cov @ design.T @ (weight * c.mean))
-    rest = float(((c.mean - line) ** 2 * weight).sum() / (len(c.s) - 2))
-    if f_dist.sf(rest, len(c.s) - 2, c.pooled_df) < k.alpha:
-        return ""
-    quantile = student_t.ppf(1 - k.alpha, c.pooled_df)
-    shared = (c.var_level - c.var).mean()
-    band = quantile * np.sqrt(np.einsum("ki,ij,kj->k", design, cov, design) + shared)
-    half = cell.upper - c.mean
-    if not math.isnan(cell.chance):  # below chance is no ability either: only the upper side matters
-        if ((line + band)[[0, -1]] < cell.chance + k.equivalence).all() and (
-            c.mean + half < cell.chance + k.min_effect
-        ).all():
-            return "flat_at_chance"
-    centre = float(np.average(c.mean, weights=weight))
-    level = (np.abs(line - centre) + quantile * np.sqrt(np.einsum("ki,ij,kj->k", design, cov, design)))[[0, -1]]
-    single = np.abs(c.mean - centre) + student_t.ppf(1 - k.alpha, c.df) * np.sqrt(c.var)
-    if (level < k.equivalence).all() and (single < k.min_effect).all():
-        above = math.isnan(cell.chance) or bool((c.mean > cell.chance).all() and cell.p_sizes.max() < k.alpha)
-        return "flat_above_chance" if above else ""
-    return ""
-
-
-def _partner(cell: _Cell, partner: _Cell | None, partner_label: str) -> tuple[bool, str]:
+def _partner(cell: Cell, partner: Cell | None, partner_label: str) -> tuple[bool, str]:
     """Return whether the metric made the jump (step 7), and a sentence on what the continuous partner does."""
     if partner is None:
         return False, "No continuous partner on the same answers: the metric's part in it is not checked."
@@ -281,7 +65,7 @@ def _partner(cell: _Cell, partner: _Cell | None, partner_label: str) -> tuple[bo
     total = partner.effect[0]
     if end < 2 or total <= 0:
         return False, "The continuous partner does not improve over the sizes."
-    slope, p = _slope(c, slice(0, end))
+    slope, p = slope_of(c, slice(0, end))
     length = float(c.s[end - 1] - c.s[0])
     gain, even = slope * length, length / float(np.ptp(c.s))
     said = f"Inside the floor the continuous partner gains {gain:.2f} of {total:.2f} in all"
@@ -293,13 +77,13 @@ def _partner(cell: _Cell, partner: _Cell | None, partner_label: str) -> tuple[bo
 
 
 def _judge(
-    cell: _Cell, q_chance: float, q_trend: float, sharp_width: float, partner: _Cell | None, partner_label: str
+    cell: Cell, q_chance: float, q_trend: float, sharp_width: float, partner: Cell | None, partner_label: str
 ) -> tuple[str, str]:
     """Return the label and its reasons."""
     c, k = cell.curve, cell.constants
     if cell.gate:
         return "inconclusive", f"Too little to decide: {cell.gate}."
-    flat, chance = _flat(cell), "" if math.isnan(cell.chance) else f" (chance {cell.shown(cell.chance)})"
+    flat, chance = level_label(cell), "" if math.isnan(cell.chance) else f" (chance {cell.shown(cell.chance)})"
     ends = f"from {cell.shown(c.mean[0])} to {cell.shown(c.mean[-1])}{chance}"
     split = cell.split
     groups = ""
@@ -328,7 +112,7 @@ def _judge(
         return "inconclusive", _text(f"It changes {ends}, but {why}.", groups or cell.resolution())
     rise, onset = cell.rise, cell.floor >= 2
     shape = rise.shape(sharp_width)
-    width = f"rise width {_range(rise.width, rise.lo, rise.hi)} decades"
+    width = f"rise width {spread(rise.width, rise.lo, rise.hi)} decades"
     start = "chance" if chance else "the smallest size's level"
     at_floor = f"The {cell.floor} smallest sizes are at {start}, the largest reaches {cell.shown(c.mean[-1])}{chance}"
     metric, about = _partner(cell, partner, partner_label) if onset and cell.threshold else (False, "")
@@ -356,7 +140,7 @@ def _judge(
     return "inconclusive", _text(f"It improves {ends}; {width}: {why}. {need} would tell.", groups)
 
 
-def _build(rows: pd.DataFrame, untrained: np.ndarray, axis: str, k: Constants) -> _Cell | str:
+def _build(rows: pd.DataFrame, untrained: np.ndarray, axis: str, k: Constants) -> Cell | str:
     """Return the cell of one (task, level, metric), or why there is none."""
     first = rows.iloc[0]
     known = rows[np.isfinite(rows["value"].astype(float))]
@@ -388,14 +172,14 @@ def _build(rows: pd.DataFrame, untrained: np.ndarray, axis: str, k: Constants) -
     if len(raw) and raw.mean() - chance > k.equivalence:
         start = f"Untrained models score {untrained.mean():.2f}: chance ({sign * chance:.2f}) may be set too low"
         lost = f"{lost}. {start}" if lost else start
-    return _Cell(curve, k, chance, sign, unit_interval, threshold, f"{lost}." if lost else "")
+    return Cell(curve, k, chance, sign, unit_interval, threshold, f"{lost}." if lost else "")
 
 
 def _labels(
-    keys: Sequence[tuple[Any, ...]], cells: Sequence[_Cell | str], partners: Sequence[int | None], sharp_width: float
+    keys: Sequence[tuple[Any, ...]], cells: Sequence[Cell | str], partners: Sequence[int | None], sharp_width: float
 ) -> tuple[list[tuple[str, str]], np.ndarray, np.ndarray]:
     """Return (label, reasons) of every cell, and the q-values against chance and of the trend."""
-    usable = [cell if isinstance(cell, _Cell) and not cell.gate else None for cell in cells]
+    usable = [cell if isinstance(cell, Cell) and not cell.gate else None for cell in cells]
     q_chance = benjamini_hochberg(np.array([math.nan if cell is None else cell.p_chance for cell in usable]))
     q_trend = benjamini_hochberg(np.array([math.nan if cell is None else cell.p_trend for cell in usable]))
     found: list[tuple[str, str]] = [("inconclusive", "")] * len(keys)
@@ -432,7 +216,7 @@ def verdicts_table(scores: pd.DataFrame, constants: Constants | None = None, axi
     partners = [place_kept.get(partners[i]) if partners[i] is not None else None for i in kept]  # type: ignore[arg-type]
     keys = [keys[i] for i in kept]
 
-    def cells(along: str) -> list[_Cell | str]:
+    def cells(along: str) -> list[Cell | str]:
         return [_build(last[i], first[i].to_numpy(dtype=float), along, k) for i in kept]
 
     main = cells(axis)
@@ -450,14 +234,7 @@ def verdicts_table(scores: pd.DataFrame, constants: Constants | None = None, axi
     return pd.DataFrame(table, columns=COLUMNS)
 
 
-COLUMNS = (
-    "task level metric kind ability role headline continuous partner axis label width width_lo width_hi onset onset_lo "
-    "onset_hi effect effect_lo effect_hi p_chance q_chance p_trend q_trend n_sizes n_seeds n_docs chance reasons "
-    "sensitivity constants"
-).split()
-
-
-def _numbers(cell: _Cell | str) -> dict[str, Any]:
+def _numbers(cell: Cell | str) -> dict[str, Any]:
     if isinstance(cell, str):
         return {"n_sizes": 0, "n_seeds": 0, "n_docs": 0}
     c = cell.curve

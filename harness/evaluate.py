@@ -44,10 +44,13 @@ def questions(documents: Iterable[Document], model: LanguageModel) -> list[Quest
             asked.append(Question(document, 0, False))
             continue
         free = room(document)
-        if model.count_tokens(document.prompt) > free:
-            document = drop_shots(document, lambda prompt, free=free: model.count_tokens(prompt) <= free)
-        n_tokens = model.count_tokens(document.prompt)
-        asked.append(Question(document, n_tokens, n_tokens > free))
+
+        def fits(prompt: str, free: int = free) -> bool:
+            return model.count_tokens(prompt) <= free
+
+        if not fits(document.prompt):
+            document = drop_shots(document, fits)
+        asked.append(Question(document, model.count_tokens(document.prompt), not fits(document.prompt)))
     return asked
 
 

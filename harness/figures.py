@@ -140,9 +140,8 @@ def _log_axis(ax: Axes, values: Iterable[float], name: str) -> None:
     low, high = known.min() / 1.25, known.max() * 1.25
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     steps = (1, 2, 5) if high / low < 20 else (1, 3) if high / low < 3000 else (1,)
-    ax.xaxis.set_major_locator(
-        FixedLocator([m * 10.0**d for d in decades for m in steps if low <= m * 10.0**d <= high])
-    )
+    ticks = [m * 10.0**d for d in decades for m in steps if low <= m * 10.0**d <= high]
+    ax.xaxis.set_major_locator(FixedLocator(ticks if len(ticks) > 1 else sorted({known.min(), known.max()})))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: scale(x, name)))
     ax.set_xlim(low, high)
 

@@ -1,6 +1,6 @@
 """Functional forms fitted to curves: power laws of the loss, with and without a floor, and the bounded logistic.
 
-A fit keeps its provenance: objective, number of starts and how many agree, convergence, and why a simpler form was taken."""
+A fit keeps its provenance: objective, starts and how many agree, convergence, and why a simpler form was taken."""
 
 from __future__ import annotations
 
@@ -71,9 +71,9 @@ def fit_power_law(
     four seeds a size they run a little short (coverage near 90 % where 95 % is asked).
 
     The floor is kept only if there are at least 5 sizes, alpha stays inside its range, AICc prefers it and its
-    bootstrap interval pins it to within a factor of two; otherwise `note` says why not. Raises ValueError for fewer than 3
-    distinct x or values that are not positive and finite. Sources: Hoffmann et al. 2022, section 3.3, with one
-    variable; Golub and Pereyra 1973 for variable projection."""
+    bootstrap interval pins it to within a factor of two; otherwise `note` says why not. Raises ValueError for fewer
+    than 3 distinct x or values that are not positive and finite. Sources: Hoffmann et al. 2022, section 3.3, with
+    one variable; Golub and Pereyra 1973 for variable projection."""
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     if x.shape != y.shape or x.ndim != 1:
         raise ValueError(f"power law: x and y must be two lists of one length, got shapes {x.shape} and {y.shape}")
@@ -243,7 +243,7 @@ def logistic_grid(s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     span = s.max() - s.min()
     m = np.linspace(s.min() - span / 2, s.max() + span / 2, 161)
     w = np.geomspace(span / 80, 8 * span, 56)
-    return np.meshgrid(m, w)  # type: ignore[return-value]
+    return np.meshgrid(m, w)
 
 
 def sigmoid_at(s: np.ndarray, m: np.ndarray, w: np.ndarray) -> np.ndarray:
@@ -285,7 +285,7 @@ def logistic_surface(s: np.ndarray, y: np.ndarray, var: np.ndarray) -> LogisticS
 def profile_interval(w: np.ndarray, profile: np.ndarray, limit: float) -> tuple[float, float]:
     """Return the outermost widths at which the profile (n_widths,) stays under `limit`, interpolated in log w.
 
-    0 or infinity where the profile is still under the limit at the end of the grid: that side is not bounded by data."""
+    0 or infinity where the profile is still under the limit at the end of the grid: the data leave that side open."""
     under = np.flatnonzero(profile <= limit)
     i, j = under[0], under[-1]
 
@@ -333,9 +333,7 @@ def fit_logistic(s: Any, y: Any, var: Any, *, df: float = math.inf, x_name: str 
         n_starts_agreeing=int((surface.chi2 <= chi2 * 1.001 + 1e-12).sum()),
         converged=bool(valleys.any()),
         aicc=chi2 + 2 * k + (2 * k * (k + 1) / (n - k - 1) if n > k + 1 else math.inf),
-        note=""
-        if valleys.any()
-        else "the width is not bounded on both sides: the best fit lies at the end of the grid",
+        note="" if valleys.any() else "the width is not bounded: the best fit lies at the end of the grid",
     )
 
 

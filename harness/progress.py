@@ -87,7 +87,8 @@ class Display:
         if not cost or done / cost < 0.01:
             return ""
         left = seconds * (cost - done) / done
-        return f" | {done / cost:.0%} done, {sum(self.trained.values()) / seconds:,.0f} tokens/s, about {minutes(left)} left"
+        rate = sum(self.trained.values()) / seconds
+        return f" | {done / cost:.0%} done, {rate:,.0f} tokens/s, about {minutes(left)} left"
 
     def table(self) -> Table:
         table = Table(title=f"{minutes(time.monotonic() - self.started)} so far{self.summary()}", title_justify="left")

@@ -151,8 +151,8 @@ class Page:
         if not rows:
             return [*said, "There is no verdict on any task."]
         probes = [row for row in rows if not row["control"]]
-        counts = [(sum(row["label"] == label for row in probes), label) for label in LABELS]
-        found = [f"{n} {label_name(label)}" for n, label in counts if n]
+        labels = [row["label"] for row in probes]
+        found = [f"{labels.count(label)} {label_name(label)}" for label in LABELS if label in labels]
         said.append(f"Of {count(len(probes), 'ability', 'abilities')} (a task at one level): {listing(found)}.")
         sharp = [row for row in probes if row["label"] == "emergent_sharp"]
         held = sum(row["partner_label"] == "emergent_sharp" for row in sharp)
@@ -161,9 +161,9 @@ class Page:
                 f"Of the {len(sharp)} that jump on their headline metric, {held} also jump on the continuous metric of "
                 "the same answers."
             )
-        if controls := [row for row in rows if row["control"]]:
-            flat = sum(row["label"] == "flat_at_chance" for row in controls)
-            said[-1] += f" {flat} of {count(len(controls), 'control')} stayed at chance."
+        if controls := [row["label"] for row in rows if row["control"]]:
+            found = [f"{controls.count(label)} {label_name(label)}" for label in LABELS if label in controls]
+            said[-1] += f" Of {count(len(controls), 'control')}: {listing(found)}."
         return said
 
     def ladder(self) -> dict[str, Any]:
@@ -212,7 +212,7 @@ class Page:
                 "onset_n": self._as_n(v["onset"]),
                 "effect": interval(v["effect"], v["effect_lo"], v["effect_hi"], "{:+.2f}"),
                 "chance": f"{number(v['chance']):.3g}" if known(v["chance"]) else DASH,
-                "design": f"{v['n_sizes']} sizes, {v['n_seeds']} seeds, {v['n_docs']} documents.",
+                "design": [v["n_sizes"], v["n_seeds"], v["n_docs"]],
                 "reasons": v["reasons"] if isinstance(v["reasons"], str) else "",
                 "changed": [f"{label_name(x)} {choice_name(k)}" for k, x in variants.items() if x != v["label"]],
             })  # fmt: skip
@@ -296,7 +296,7 @@ class Page:
             for name, reason in (
                 ("runs", "no run is finished"),
                 ("scores", "no answers were scored"),
-                ("fits", "no loss could be fitted against scale"),
+                ("fits", "no loss on held-out text could be fitted against scale"),
                 ("verdicts", "the analysis gave none"),
                 ("examples", "no answers were kept as samples"),
             )
@@ -340,8 +340,10 @@ class Page:
                 "target": first["target"], "answers": answers, "gain": gain if gain == gain else 0.0,
             })  # fmt: skip
         documents.sort(key=lambda d: -d["gain"])  # stable: ties keep the order of the table
-        best = list({d["task"]: d for d in reversed(documents)}.values())[::-1]  # one per task before a second one
-        return [*best, *(d for d in documents if not any(d is b for b in best))]
+        best: dict[str, dict[str, Any]] = {}
+        for found in documents:
+            best.setdefault(found["task"], found)  # one per task before a second one
+        return [*best.values(), *(d for d in documents if d is not best[d["task"]])]
 
     # ---- 7: provenance ----
 
@@ -374,9 +376,7 @@ class Page:
             "weights": self.runs[["run_id", "step", "weights_digest"]].to_dict("records"),
             "tasks": self.tasks,
             "commands": [
-                f"harness sweep {source}",
-                f"harness analyze {self.folder}",
-                f"harness report {self.folder}",
+                f"harness {do}" for do in (f"sweep {source}", f"analyze {self.folder}", f"report {self.folder}")
             ],
             "spec": json.dumps(self.spec, indent=2, ensure_ascii=False, default=str),
         }

@@ -21,12 +21,12 @@ Z = float(norm.ppf(0.975))
 _SCALE = ["size", "n_params", "n_params_non_embedding", "seed", "tokens", "flops", "is_last"]
 _UNITS = ("words", "words_greedy", "chars", "chars_greedy", "sentences", "sentences_greedy")
 _KEYS = ["task", "level", "metric", "n_params", "size", "seed", "run_id", "step"]
-COLUMNS = (
-    "run_id size n_params n_params_non_embedding seed step tokens flops is_last task kind ability role level metric "
-    "headline continuous higher_is_better partner value item_se item_lo item_hi n chance chance_source seed_mean seed_sd "
-    "seed_lo seed_hi n_seeds task_digest note"
-).split()
-EXAMPLE_COLUMNS = "task level doc_id prompt target size n_params_non_embedding seed response correct logprob".split()
+_ASKED = ["task", "kind", "ability", "role", "level", "metric", "headline", "continuous", "higher_is_better", "partner"]
+_SCORED = ["value", "item_se", "item_lo", "item_hi", "n", "chance", "chance_source"]
+_SEEDS = ["seed_mean", "seed_sd", "seed_lo", "seed_hi", "n_seeds"]
+COLUMNS = ["run_id", "step", *_SCALE, *_ASKED, *_SCORED, *_SEEDS, "task_digest", "note"]
+_SHOWN = ["task", "level", "doc_id", "prompt", "target", "size", "n_params_non_embedding", "seed"]
+EXAMPLE_COLUMNS = [*_SHOWN, "response", "correct", "logprob"]
 
 
 def wilson(successes: float, n: int) -> tuple[float, float]:
@@ -42,7 +42,7 @@ def item_interval(
     """Return mean, standard error and 95 % interval over documents of values (m,) with weights (m,) or None.
 
     The mean is the ratio sum(w v) / sum(w), its error the ratio estimator's sqrt(m / (m - 1) sum(w^2 (v - mean)^2)) /
-    sum(w) (Cochran 1977, section 6.4). Wilson's interval where every value is 0 or 1; otherwise normal, cut at `bounds`.
+    sum(w) (Cochran 1977, section 6.4). Wilson's interval where every value is 0 or 1; else normal, cut at `bounds`.
     One document gives a value without an error."""
     m = len(values)
     w = np.ones(m) if weights is None else weights
@@ -86,8 +86,7 @@ def score_cells(samples: pd.DataFrame, documents: pd.DataFrame, tasks: list[dict
                 "task_digest": task["digest"],
             }
             rows.append(row | _score(name, cell, unusable))
-    columns = [name for name in COLUMNS if name not in _SCALE and not name.startswith("seed_") and name != "n_seeds"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=["run_id", "step", *_ASKED, *_SCORED, "task_digest", "note"])
 
 
 def _score(name: str, cell: Cell, unusable: str) -> dict[str, Any]:
@@ -184,7 +183,7 @@ def _columns(rows: pd.DataFrame, docs: pd.DataFrame, place: np.ndarray, where: s
 
 
 def add_scale(scores: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """Add size, parameters, seed, tokens and FLOPs of each row's run and checkpoint. Raises StoreError where it is unknown."""
+    """Add size, parameters, seed, tokens and FLOPs of each row's checkpoint. Raises StoreError where it is unknown."""
     joined = scores.merge(runs[["run_id", "step", *_SCALE]], on=["run_id", "step"], how="left", validate="many_to_one")
     if joined["size"].isna().any():
         lost = joined.loc[joined["size"].isna(), ["run_id", "step"]].iloc[0]
@@ -193,7 +192,7 @@ def add_scale(scores: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def add_seed_intervals(scores: pd.DataFrame) -> pd.DataFrame:
-    """Add mean, SD, 95 % t interval and number over the seeds of the same size and step; missing values do not count."""
+    """Add mean, SD, 95 % t interval and number over the seeds of one size and step; missing values do not count."""
     keys = ["size", "step", "task", "level", "metric"]
     found = (
         scores.groupby(keys, sort=False)["value"].agg(seed_mean="mean", seed_sd="std", n_seeds="count").reset_index()
@@ -222,7 +221,7 @@ def examples_table(
     *,
     docs_per_task: int = 2,
 ) -> pd.DataFrame:
-    """Return what each size answered to the first `docs_per_task` documents of every level: last checkpoint, lowest seed.
+    """Return each size's answers to the first `docs_per_task` documents of every level: last checkpoint, lowest seed.
 
     `correct` in 0..1: accuracy, exact match, or the share of characters predicted; `logprob`: nats of the target."""
     last = runs[runs["is_last"].astype(bool)].sort_values(["n_params", "size", "seed", "run_id"])
@@ -239,8 +238,8 @@ def examples_table(
         output = asked["output"].iloc[0]
         correct = METRICS[right[output]].function(cell)[0] if not _unusable(cell) else np.full(len(part), math.nan)
         for i, (document, sample) in enumerate(zip(asked.itertuples(), part.itertuples(), strict=True)):
-            gold = int(document.answer) if output == "Choice" else 0  # type: ignore[arg-type]
-            texts = [str(text) for text in document.continuations]  # type: ignore[attr-defined]
+            gold = int(document.answer) if output == "Choice" else 0
+            texts = [str(text) for text in document.continuations]
             response = sample.generation if output == "Answer" else None
             if output == "Choice" and np.isfinite(cell.logprobs[i]).any():
                 response = texts[int(np.nanargmax(cell.logprobs[i]))].lstrip()

@@ -129,6 +129,10 @@ class Sweep:
     folder: Path  # relative task files of the spec are looked up here
     extra_tasks: tuple[str, ...]
 
+    @property
+    def corpus_digest(self) -> str:
+        return self.runs[0].corpus_digest
+
     def settings(self) -> dict[str, Any]:
         """Return what must not change once runs exist; sizes, seeds and tasks may grow and are not in it."""
         spec = self.spec.model_dump(mode="json")
@@ -152,7 +156,7 @@ def digest(value: Any) -> str:
 def load_sweep(path: str | Path, *, extra_tasks: Sequence[str] = ()) -> Sweep:
     """Read a sweep's TOML file, or a built-in sweep by its name, and check all of it.
 
-    `extra_tasks`: names or .py files evaluated beside those of the file. Raises InputError naming every error at once."""
+    `extra_tasks`: names or .py files asked beside those of the file. Raises InputError naming every error at once."""
     file, text = _read(path)
     try:
         spec = SweepSpec.model_validate(tomllib.loads(text))
@@ -265,12 +269,12 @@ def _constants(given: dict[str, float]) -> Constants:
 
 def _fields_at(path: tuple[str | int, ...]) -> list[str]:
     """Return the accepted keys of the section that `path` points into."""
-    section: Any = SweepSpec
+    section: type[BaseModel] = SweepSpec
     for key in path:
-        field = section.model_fields.get(key) if isinstance(section, type) else None
-        section = field.annotation if field else None
-        if not (isinstance(section, type) and issubclass(section, BaseModel)):
+        field = section.model_fields.get(str(key))
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
             return []
+        section = field.annotation
     return list(section.model_fields)
 
 

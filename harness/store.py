@@ -1,7 +1,7 @@
 """results/<sweep>/ on disk and as pandas.
 
     spec.json  tasks.json          the resolved sweep, and what each task is
-    tokenizer/  data/              shared by every run of the sweep
+    data/<corpus digest>/          the tokenizer and the token rows of each data seed, shared by the runs
     runs/<run_id>/                 run.json (ledger), step-*/ (native checkpoints), error.json where it failed
     documents/<task>-<digest>      the evaluation documents, once per task
     samples/<run_id>/step-*/<task>-<digest>    one immutable part per run x checkpoint x task

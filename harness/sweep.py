@@ -132,10 +132,11 @@ def do(job: Job, progress: Progress) -> dict[str, Any]:
     order: Order = job.payload
     one_thread()
     sweep = _load(order.spec_json, order.spec_folder, order.extra_tasks)
-    tokenizer, family, train = order.results / "tokenizer", sweep.spec.family, sweep.spec.train
+    family, train = sweep.spec.family, sweep.spec.train
+    tokenizer = tokenizer_path(sweep, order.results)
     if order.run:
         if not order.run.trained:
-            _train(order.run, order.results, progress)
+            _train(order.run, tokenizer, stream_path(sweep, order.results, order.run.run.train.data_seed), progress)
         _evaluate(order.run, sweep, order.results, progress)
         (order.run.folder / "error.json").unlink(missing_ok=True)
         return {"cpu_seconds": read_json(order.run.folder / "run.json")["cpu_seconds"]}
@@ -145,9 +146,9 @@ def do(job: Job, progress: Progress) -> dict[str, Any]:
         corpus.prepare_stream(
             sweep.mixture,
             tokenizer,
-            stream_path(order.results, order.data_seed),
+            stream_path(sweep, order.results, order.data_seed),
             data_seed=order.data_seed,
-            n_rows=train.tokens // family.context_length,
+            n_rows=sweep.runs[0].train.steps * train.batch_tokens // family.context_length,
             row_tokens=family.context_length + 1,
         )
     return {}
@@ -159,8 +160,14 @@ def _load(spec_json: str, spec_folder: Path, extra_tasks: tuple[str, ...]) -> Sw
     return resolve(spec, source=spec.name, folder=spec_folder, extra_tasks=extra_tasks)
 
 
-def stream_path(results: Path, data_seed: int) -> Path:
-    return results / "data" / f"seed-{data_seed}.bin"
+def tokenizer_path(sweep: Sweep, results: Path) -> Path:
+    return results / "data" / sweep.corpus_digest[:8] / "tokenizer"
+
+
+def stream_path(sweep: Sweep, results: Path, data_seed: int) -> Path:
+    """Return where the token rows of a data seed stand; the name says all that shapes them, so none is ever stale."""
+    shape = f"{sweep.spec.train.tokens}x{sweep.spec.family.context_length}"
+    return results / "data" / sweep.corpus_digest[:8] / f"seed-{data_seed}-{shape}.bin"
 
 
 def _write_documents(sweep: Sweep, folder: Path) -> None:
@@ -173,16 +180,16 @@ def _write_documents(sweep: Sweep, folder: Path) -> None:
             write_table(path, frame, DOCUMENTS)
 
 
-def _train(plan: RunPlan, results: Path, progress: Progress) -> None:
+def _train(plan: RunPlan, tokenizer_folder: Path, stream: Path, progress: Progress) -> None:
     from models.data import open_stream
     from models.tokenizer import load_tokenizer, tokenizer_digest
     from models.train import train
 
-    run, tokenizer = plan.run, load_tokenizer(results / "tokenizer")
+    run, tokenizer = plan.run, load_tokenizer(tokenizer_folder)
     checkpoints = train(
         run.model,
         run.train,
-        open_stream(stream_path(results, run.train.data_seed)),
+        open_stream(stream),
         tokenizer,
         plan.folder,
         progress=progress,
@@ -219,7 +226,9 @@ def environment() -> dict[str, str]:
 def _evaluate(plan: RunPlan, sweep: Sweep, results: Path, progress: Progress) -> None:
     from harness.evaluate import answer
     from models.lm import TransformerLM
+    from models.train import keep_freed_memory
 
+    keep_freed_memory()
     run_id, started = plan.run.run_id, time.process_time()
     cells: dict[int, list[str]] = {}
     for step, name in plan.missing:

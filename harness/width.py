@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from scipy.stats import chi2 as chi2_dist
@@ -140,7 +141,7 @@ def logistic_rise(curve: Curve, height: float) -> Rise:
 def _crossing(
     s: np.ndarray, surface: LogisticSurface, height: float, region: np.ndarray, best: tuple[np.intp, ...]
 ) -> tuple[float, float, float]:
-    """Return where the logistics of a region pass a height: the best one's, and the extremes, cut at the sizes' ends."""
+    """Return where the logistics of a region pass a height: the best one's and the extremes, cut at the end sizes."""
     with np.errstate(divide="ignore", invalid="ignore"):
         share = (height - surface.f) / surface.h
         logit = np.log(share) - np.log1p(-share)
@@ -257,8 +258,7 @@ def seed_split(curve: Curve, least: float) -> Split:
     profile = (-2 * (np.log(p) @ solved + np.log1p(-p) @ (size - solved))).min(axis=1)
     lo, hi = profile_interval(w[:, 0], profile, profile.min() + float(chi2_dist.ppf(0.95, 1)))
     adjacent = any(
-        b == a + 1 and min(solved[[a, b]].sum(), (size - solved)[[a, b]].sum()) >= 2
-        for a, b in zip(where, where[1:], strict=False)
+        b == a + 1 and min(solved[[a, b]].sum(), (size - solved)[[a, b]].sum()) >= 2 for a, b in pairwise(where)
     )
     return Split(tuple(where), solved, lo, hi, adjacent)
 

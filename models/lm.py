@@ -126,7 +126,7 @@ class TransformerLM:
         return cls(model.to(device), load_tokenizer(Path(folder)), batch_tokens=batch_tokens)
 
     def count_tokens(self, text: str) -> int:
-        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return len(self._encode([text])[text][0])
 
     @torch.inference_mode()
     def loglikelihood(self, requests: Sequence[tuple[str, Sequence[str]]]) -> list[list[Scored]]:
@@ -223,10 +223,10 @@ class TransformerLM:
         """Token ids (n,) and character spans (n, 2) of every distinct text, without special tokens."""
         distinct = list(dict.fromkeys(texts))
         known = self._encodings
+        if len(known) + len(distinct) > _MOST_ENCODINGS:
+            known.clear()
         new = [text for text in distinct if text not in known]
         if new:
-            if len(known) + len(new) > _MOST_ENCODINGS:
-                known.clear()
             encoded = self.tokenizer(
                 new, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False
             )
@@ -255,11 +255,12 @@ class TransformerLM:
             padded = np.full((len(batch), len(inputs[batch[0]])), self._bos)
             for line, i in zip(padded, batch, strict=True):
                 line[: len(inputs[i])] = inputs[i]
-            # Questions at one position share one row of logits: distinct (line, position) and who reads which.
-            places = [(line, position) for line, i in enumerate(batch) for position in asked[i].positions]
-            distinct, where = np.unique(np.array(places), axis=0, return_inverse=True)
-            tokens = torch.tensor([token for i in batch for token in asked[i].tokens], device=self.model.device)
-            logprobs, greedy = self._answer(torch.from_numpy(padded), distinct, where.reshape(-1), tokens)
+            # Questions at one place (line, position) share one row of logits: distinct places, and who reads which.
+            width = padded.shape[1]
+            places = [line * width + position for line, i in enumerate(batch) for position in asked[i].positions]
+            distinct, where = np.unique(np.array(places), return_inverse=True)
+            tokens = np.array([token for i in batch for token in asked[i].tokens])
+            logprobs, greedy = self._answer(padded, distinct, where, tokens)
             start = 0
             for i in batch:
                 end = start + len(asked[i].tokens)
@@ -267,23 +268,24 @@ class TransformerLM:
                 start = end
 
     def _answer(
-        self, padded: Tensor, distinct: np.ndarray, where: np.ndarray, tokens: Tensor
+        self, padded: np.ndarray, distinct: np.ndarray, where: np.ndarray, wanted: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Log-probabilities and greedy flags, both (Q,), of `tokens` (Q,); question q reads `distinct[where[q]]`.
+        """Log-probabilities and greedy flags, both (Q,), of the tokens `wanted` (Q,); question q reads the flat place
+        `distinct[where[q]]` of `padded` (B, T).
 
         Right padding needs no mask: nothing looks ahead. The head runs at the places asked about, in bounded blocks."""
-        lines, positions = torch.from_numpy(distinct).to(self.model.device).unbind(1)
-        features = self._features(padded.to(self.model.device))[lines, positions]  # (P, d) or (P, V)
-        index = torch.from_numpy(where).to(self.model.device)
-        logprobs = torch.empty(len(tokens), dtype=torch.float32, device=self.model.device)
-        greedy = torch.empty(len(tokens), dtype=torch.bool, device=self.model.device)
+        device = self.model.device
+        ids, places, index, tokens = (torch.from_numpy(a).to(device) for a in (padded, distinct, where, wanted))
+        features = self._features(ids).flatten(0, 1)[places]  # (P, d) or (P, V)
+        logprobs = torch.empty(len(tokens), device=device)
+        greedy = torch.empty(len(tokens), dtype=torch.bool, device=device)
         block = max(1, _LARGEST_LOGITS // self.model.config.vocab_size)
         for start in range(0, len(features), block):
             logits = self._logits(features[start : start + block])  # (p, V)
             mine = ((index >= start) & (index < start + block)).nonzero().squeeze(1)
-            here, wanted = index[mine] - start, tokens[mine]
-            logprobs[mine] = logits[here, wanted] - logits.logsumexp(dim=1)[here]
-            greedy[mine] = logits.argmax(dim=1)[here] == wanted
+            here, token = index[mine] - start, tokens[mine]
+            logprobs[mine] = logits[here, token] - logits.logsumexp(dim=1)[here]
+            greedy[mine] = logits.argmax(dim=1)[here] == token
         return logprobs.double().cpu().numpy(), greedy.cpu().numpy()
 
     def _features(self, ids: Tensor, **inputs: Any) -> Tensor:

@@ -6,6 +6,7 @@ function of its specs and its stream, and a resumed run equals an uninterrupted 
 import ctypes
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -41,8 +42,8 @@ def keep_freed_memory() -> None:
 
     Activations are above glibc's mmap threshold, so each step would map and fault in the same pages again: measured
     up to 30 % of a small model's step."""
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallopt"):
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if libc is None or not hasattr(libc, "mallopt"):
         return
     m_trim_threshold, m_mmap_threshold = -1, -3
     for option in (m_trim_threshold, m_mmap_threshold):

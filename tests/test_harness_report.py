@@ -252,7 +252,7 @@ def test_the_headline_counts_what_the_tables_hold(parsed, results):
     assert "N = 1.6k to 390k" in parsed.text and "D = 3.07M tokens" in parsed.text and "24 runs" in parsed.text
     # 7 headlines are sharp, and of those only recall's three partners are; the controls are counted apart.
     assert "Of the 7 that jump on their headline metric, 3 also jump" in parsed.text
-    assert "2 of 2 controls stayed at chance" in parsed.text
+    assert "Of 2 controls: 2 flat at chance." in parsed.text
 
 
 def test_the_ladder_gives_the_mean_loss_and_its_spread_over_seeds(parsed, results):
@@ -292,6 +292,14 @@ def test_answers_stand_side_by_side_from_the_smallest_size_to_the_largest(page):
     assert re.findall(r"<b>(2x\d+)</b>", article) == list(SIZES)
     marks = re.findall(r"(✓ right|✗ wrong)", article)
     assert marks == sorted(marks, reverse=True) and set(marks) == {"✓ right", "✗ wrong"}
+
+
+def test_the_documents_on_which_an_ability_appears_come_first(page):
+    raw = page.read_text(encoding="utf-8")
+    first = re.findall(r"<article class=\"sample\">\n<h3>(\w+)", raw)[: len(PROBES)]
+    assert set(first) == {name for name, *_ in PROBES}  # every task once, before any comes again
+    never = {name for name, *_, rise, _, _ in PROBES if rise is None}  # no size of these is right
+    assert set(first[-len(never) :]) == never
 
 
 def test_every_figure_has_its_numbers_beside_it_and_all_of_it_is_small(page):

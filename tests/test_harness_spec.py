@@ -29,7 +29,7 @@ documents = 4
 
 
 @pytest.fixture
-def spec(tmp_path: Path):  # type: ignore[no-untyped-def]
+def spec(tmp_path: Path):
     def write(text: str = GOOD, name: str = "tiny.toml") -> Path:
         path = tmp_path / name
         path.write_text(text)
@@ -45,8 +45,8 @@ def test_the_built_in_sweeps_load() -> None:
     assert load_sweep("smoke").spec.name == "smoke"
 
 
-def test_every_error_is_named_at_once_with_its_place(spec) -> None:  # type: ignore[no-untyped-def]
-    bad = GOOD.replace("vocab_size", "vocab_sise").replace("seeds = [0, 1]", 'seeds = ["x"]').replace("peak_lr = 0.01", "")
+def test_every_error_is_named_at_once_with_its_place(spec) -> None:
+    bad = GOOD.replace("vocab_size", "vocab_sise").replace("[0, 1]", '["x"]').replace("peak_lr = 0.01", "")
     with pytest.raises(InputError) as caught:
         load_sweep(spec(bad))
     lines = str(caught.value).splitlines()
@@ -56,8 +56,8 @@ def test_every_error_is_named_at_once_with_its_place(spec) -> None:  # type: ign
     assert any("train.peak_lr: this key is required" in line for line in lines)
 
 
-def test_wrong_tasks_sizes_and_recipes_are_named_together(spec) -> None:  # type: ignore[no-untyped-def]
-    bad = GOOD.replace("copy =", "copi =").replace('"2x16"', '"big", "2x15"').replace("batch_tokens = 256", "batch_tokens = 250")
+def test_wrong_tasks_sizes_and_recipes_are_named_together(spec) -> None:
+    bad = GOOD.replace("copy =", "copi =").replace('"2x16"', '"big", "2x15"').replace("= 256", "= 250")
     with pytest.raises(InputError) as caught:
         load_sweep(spec(bad))
     text = str(caught.value)
@@ -80,8 +80,8 @@ def test_wrong_tasks_sizes_and_recipes_are_named_together(spec) -> None:  # type
         (("tokens = 2048", "tokens = 100"), "less than one batch"),
     ],
 )
-def test_bad_values_are_refused_in_one_line(spec, change: tuple[str, str], message: str) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(InputError, match="tiny.toml: ") as caught:
+def test_bad_values_are_refused_in_one_line(spec, change: tuple[str, str], message: str) -> None:
+    with pytest.raises(InputError, match=r"tiny\.toml: ") as caught:
         load_sweep(spec(GOOD.replace(*change)))
     assert message in str(caught.value)
 
@@ -91,7 +91,7 @@ def test_an_absent_file_suggests_the_built_in_sweeps() -> None:
         load_sweep("demoo")
 
 
-def test_a_run_is_named_by_what_shapes_its_weights(spec) -> None:  # type: ignore[no-untyped-def]
+def test_a_run_is_named_by_what_shapes_its_weights(spec) -> None:
     def ids(text: str) -> list[str]:
         return [run.run_id for run in load_sweep(spec(text)).runs]
 
@@ -103,7 +103,7 @@ def test_a_run_is_named_by_what_shapes_its_weights(spec) -> None:  # type: ignor
     assert not set(ids(GOOD.replace("copy = 0.5", "copy = 0.6"))) & set(same)
 
 
-def test_a_spec_changed_after_runs_exist_is_refused_and_growth_is_not(spec, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_spec_changed_after_runs_exist_is_refused_and_growth_is_not(spec, tmp_path: Path) -> None:
     folder = tmp_path / "results" / "tiny"
     write_json(folder / "spec.json", {"settings": json.loads(json.dumps(load_sweep(spec()).settings()))})
     (folder / "runs" / "some-run" / "step-000000").mkdir(parents=True)
@@ -114,7 +114,7 @@ def test_a_spec_changed_after_runs_exist_is_refused_and_growth_is_not(spec, tmp_
         check_settings(load_sweep(spec(GOOD.replace("0.01", "0.02"))), folder)
 
 
-def test_a_users_task_file_is_found_from_the_specs_folder(spec, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_users_task_file_is_found_from_the_specs_folder(spec, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "from tasks import Answer, task\n"
         "@task('mine', kind='generation')\n"
@@ -128,6 +128,6 @@ def test_a_users_task_file_is_found_from_the_specs_folder(spec, tmp_path: Path) 
     assert [run.run_id for run in extra.runs] == [run.run_id for run in load_sweep(spec()).runs]
 
 
-def test_run_ids_are_short_and_readable(spec) -> None:  # type: ignore[no-untyped-def]
+def test_run_ids_are_short_and_readable(spec) -> None:
     run: RunSpec = load_sweep(spec()).runs[0]
     assert run.run_id.startswith("1x16-s0-") and len(run.run_id) == len("1x16-s0-") + 8

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, GraniteForCausalLM
 
+from models import lm as language_models
 from models.decoder import build
 from models.lm import Scored, TransformerLM
 from models.spec import SpecError, size_to_spec
@@ -77,6 +78,16 @@ def test_batch_size_padding_and_order_change_nothing(lm, model, tokenizer):
                 assert one.logprob == pytest.approx(two.logprob, abs=1e-5)
                 assert (one.n_tokens, one.n_greedy) == (two.n_tokens, two.n_greedy)
     assert lm.loglikelihood([]) == []
+
+
+@pytest.mark.parametrize("limit", ["_LARGEST_LOGITS", "_MOST_ENCODINGS"])
+def test_the_limits_on_memory_change_nothing(lm, monkeypatch, limit):
+    expected = lm.loglikelihood(REQUESTS)
+    monkeypatch.setattr(language_models, limit, 3)
+    found = lm.loglikelihood(REQUESTS)
+    for scores, wanted in zip(found, expected, strict=True):
+        assert [score.logprob for score in scores] == pytest.approx([score.logprob for score in wanted], abs=1e-5)
+        assert [score.n_greedy for score in scores] == [score.n_greedy for score in wanted]
 
 
 def test_greedy_tokens_are_counted(lm, model, tokenizer):

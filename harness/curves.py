@@ -1,0 +1,232 @@
+"""What is asked of one curve: is it above chance, does it move, is it level, where does it start.
+
+A curve is the means over seeds of one (task, level, metric), with its error model, oriented upwards."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy.stats import f as f_dist
+from scipy.stats import t as student_t
+
+from harness.width import Curve, Rise, Split, isotonic_rise, logistic_rise, seed_split, with_seeds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constants:
+    """What a verdict is decided by; written into every row of the table."""
+
+    alpha: float = 0.05  # of each test and interval of a curve
+    fdr: float = 0.05  # false discovery rate over all metrics
+    min_effect: float = 0.10  # what counts as an ability: above chance, and from the smallest to the largest size
+    equivalence: float = 0.05  # closer than this to chance (or to level) is the same
+    sharp_width: float = 1.0  # decades of the axis; a convention, hence the sensitivity column
+    min_sizes: int = 5
+    min_decades: float = 1.5
+    min_seeds: int = 2  # at most of the sizes
+    seed_sd_default: float = 0.02  # between seeds, where the runs do not show it
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not (isinstance(value, int | float) and value > 0):
+                raise ValueError(f"{name} must be a positive number, got {value!r}")
+        for name in ("alpha", "fdr"):
+            if getattr(self, name) >= 0.5:
+                raise ValueError(f"{name} must be below 0.5, got {getattr(self, name)}")
+        if self.equivalence >= self.min_effect:
+            raise ValueError(f"equivalence ({self.equivalence}) must be below min_effect ({self.min_effect})")
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """Return Holm's adjusted p-values of a family (n,)."""
+    order = np.argsort(p, kind="stable")
+    steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    return np.minimum(steps, 1.0)[np.argsort(order, kind="stable")]
+
+
+def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
+    """Return Benjamini and Hochberg's q-values (n,); NaN stays NaN and does not count."""
+    q, known = np.full(len(p), np.nan), np.flatnonzero(~np.isnan(p))
+    order = known[np.argsort(p[known], kind="stable")]
+    steps = p[order] * len(order) / np.arange(1, len(order) + 1)
+    q[order] = np.minimum(np.minimum.accumulate(steps[::-1])[::-1], 1.0)
+    return q
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One curve and what is asked of it; everything oriented upwards."""
+
+    curve: Curve
+    constants: Constants
+    chance: float  # oriented; NaN where there is none
+    sign: int  # -1 where the metric is better when lower
+    unit_interval: bool  # a share of documents, between 0 and 1
+    threshold: bool  # not continuous
+    remark: str  # missing values, untrained models above chance
+
+    @cached_property
+    def p_sizes(self) -> np.ndarray:
+        """Holm-adjusted one-sided p of every size against chance (K,)."""
+        curve, var = self.curve, self.curve.var_level
+        if self.unit_interval and self.threshold:  # under the null the document variance is that of chance
+            null = self.chance * (1 - self.chance) / curve.n_docs
+            var = np.maximum(var, var + (null - curve.item) / curve.n_seeds)
+        return holm(student_t.sf((curve.mean - self.chance) / np.sqrt(var), curve.df))
+
+    @property
+    def p_chance(self) -> float:
+        return math.nan if math.isnan(self.chance) else float(self.p_sizes.min())
+
+    @cached_property
+    def slope(self) -> tuple[float, float]:
+        """Slope per decade and its two-sided p."""
+        return slope_of(self.curve, slice(None))
+
+    @cached_property
+    def p_trend(self) -> float:
+        c = self.curve
+        spread = (c.mean - np.average(c.mean, weights=1 / c.var)) ** 2 / c.var
+        p_heterogeneity = float(f_dist.sf(spread.sum() / (len(c.s) - 1), len(c.s) - 1, c.pooled_df))
+        return min(1.0, 2 * min(self.slope[1], p_heterogeneity))
+
+    @cached_property
+    def effect(self) -> tuple[float, float, float]:
+        """Rise from the smallest to the largest size with its t interval (Welch's degrees of freedom)."""
+        c, ends = self.curve, [0, -1]
+        var = c.var[ends]
+        df = var.sum() ** 2 / (var**2 / c.df[ends]).sum()
+        half = float(student_t.ppf(1 - self.constants.alpha / 2, df) * math.sqrt(var.sum()))
+        rise = float(c.mean[-1] - c.mean[0])
+        return rise, rise - half, rise + half
+
+    @cached_property
+    def upper(self) -> np.ndarray:
+        """Upper one-sided confidence bound of each size's level (K,)."""
+        c = self.curve
+        return c.mean + student_t.ppf(1 - self.constants.alpha, c.df) * np.sqrt(c.var_level)
+
+    @cached_property
+    def floor(self) -> int:
+        """How many of the smallest sizes are not above chance by the equivalence margin; 0 if not even two.
+
+        A size is, if its own bound shows it; the first two also if their common mean shows it (two know better than
+        one) and neither is significantly above. Without a chance level: how many are level with the smallest size.
+        For a metric without bounds: the sizes before a quarter of its rise, where that takes long (isotonic_rise)."""
+        c, margin = self.curve, self.constants.equivalence
+        if not self.unit_interval:
+            return int((c.s <= self.rise.start).sum()) if self.rise.stepped else 0
+        quantile = float(student_t.ppf(1 - self.constants.alpha, c.df[:2].min()))
+        if math.isnan(self.chance):
+            low = c.mean - c.mean[0] < margin
+            bound = abs(c.mean[1] - c.mean[0]) + quantile * math.sqrt(c.var[:2].sum())
+        else:
+            shown = self.upper < self.chance + margin
+            low = (c.mean < self.chance + margin) & (shown | (self.p_sizes > self.constants.alpha))
+            noise = c.var[:2].sum() / 4 + (c.var_level - c.var)[:2].mean()
+            bound = -math.inf if shown[:2].all() else c.mean[:2].mean() - self.chance + quantile * math.sqrt(noise)
+        if bound >= margin or not low[:2].all():
+            return 0
+        return len(low) if low.all() else int(low.argmin())
+
+    @property
+    def top(self) -> str:
+        """Why the largest size does not count as having the ability; empty if it does."""
+        c, k = self.curve, self.constants
+        above = float(c.mean[-1] - self.chance)
+        if self.effect[0] < k.min_effect or self.effect[1] <= 0:
+            return (
+                f"the rise from the smallest to the largest size is {spread(*self.effect)}, not surely {k.min_effect:g}"
+            )
+        if above < k.min_effect:  # false where there is no chance level
+            return f"the largest size is only {above:+.2f} from chance, below the minimum effect of {k.min_effect:g}"
+        if not math.isnan(self.chance) and self.p_sizes[-1] > k.alpha:
+            return f"the largest size is {above:+.2f} from chance, but not significantly (p {self.p_sizes[-1]:.2f})"
+        return ""
+
+    @cached_property
+    def split(self) -> Split:
+        return seed_split(self.curve, self.constants.min_effect)
+
+    @cached_property
+    def rise(self) -> Rise:
+        start = float(self.curve.mean[0]) if math.isnan(self.chance) else self.chance
+        height = start + self.constants.min_effect
+        rise = logistic_rise(self.curve, height) if self.unit_interval else isotonic_rise(self.curve, height)
+        return with_seeds(rise, self.split)
+
+    def shown(self, value: float) -> str:
+        return f"{round(self.sign * value, 2) + 0.0:.2f}"  # no -0.00
+
+    @property
+    def gate(self) -> str:
+        """What is missing for any verdict at all; empty if nothing is."""
+        k, c = self.constants, self.curve
+        decades, wants = float(np.ptp(c.s)), []
+        if len(c.s) < k.min_sizes:
+            wants.append(f"{len(c.s)} sizes, needs {k.min_sizes:g}")
+        if decades < k.min_decades - 1e-9:
+            wants.append(f"{decades:.2f} decades, needs {k.min_decades:g}")
+        if np.median(c.n_seeds) < k.min_seeds:
+            wants.append(f"{int(np.median(c.n_seeds))} seed a size, needs {k.min_seeds:g} (better 3)")
+        return "; ".join(wants)
+
+    def resolution(self) -> str:
+        """Say what these runs can detect and, if that is not the minimum effect, what would do."""
+        c, k = self.curve, self.constants
+        quantiles = student_t.ppf(1 - k.alpha / len(c.s), c.pooled_df) + student_t.ppf(0.8, c.pooled_df)
+        var, seeds = float(np.median(c.var_level)), float(np.median(c.n_seeds))
+        least, item = float(quantiles * math.sqrt(var)), float(np.median(c.item))
+        if least <= k.min_effect:
+            return f"Detectable effect {least:.2f}."
+        target = (k.min_effect / quantiles) ** 2  # the variance of a mean that would do
+        ways = [f"{math.ceil((item + c.tau2) / target)} seeds"]
+        if target * seeds > c.tau2 and item > 0:
+            ways.append(f"{math.ceil(c.n_docs * item / (target * seeds - c.tau2))} documents")
+        return f"Detectable effect {least:.2f}, above {k.min_effect:g}: needs about {' or '.join(ways)}."
+
+
+def slope_of(curve: Curve, part: slice) -> tuple[float, float]:
+    """Weighted slope of the means over s and its two-sided p (t with the error model's degrees of freedom)."""
+    s, y, weight = curve.s[part], curve.mean[part], 1 / curve.var[part]
+    centred = s - np.average(s, weights=weight)
+    sxx = float((weight * centred**2).sum())
+    slope = float((weight * centred * y).sum() / sxx)
+    return slope, float(2 * student_t.sf(abs(slope) * math.sqrt(sxx), curve.pooled_df))
+
+
+def spread(value: float, lo: float, hi: float) -> str:
+    return f"{value:.2f} ({lo:.2f} to {hi:.2f})" if math.isfinite(hi) else f"{value:.2f} ({lo:.2f} or more)"
+
+
+def level_label(cell: Cell) -> str:
+    """Return "flat_at_chance" or "flat_above_chance" where every size is shown to be level, "" otherwise.
+
+    The straight line through the sizes must lie within the equivalence margin with its 90 % band at both ends, nothing
+    but noise may be left beside it, and no single size's 90 % interval may hold the minimum effect."""
+    c, k = cell.curve, cell.constants
+    weight = 1 / c.var
+    design = np.stack([np.ones_like(c.s), c.s - c.s.mean()], axis=1)
+    cov = np.linalg.inv(design.T @ (weight[:, None] * design))
+    line = design @ (cov @ design.T @ (weight * c.mean))
+    rest = float(((c.mean - line) ** 2 * weight).sum() / (len(c.s) - 2))
+    if f_dist.sf(rest, len(c.s) - 2, c.pooled_df) < k.alpha:
+        return ""
+    quantile = student_t.ppf(1 - k.alpha, c.pooled_df)
+    shared = (c.var_level - c.var).mean()
+    band = quantile * np.sqrt(np.einsum("ki,ij,kj->k", design, cov, design) + shared)
+    half = cell.upper - c.mean
+    ends, singles = (line + band)[[0, -1]], c.mean + half
+    # Below chance is no ability either: only the upper side matters. NaN chance compares as false.
+    if (ends < cell.chance + k.equivalence).all() and (singles < cell.chance + k.min_effect).all():
+        return "flat_at_chance"
+    centre = float(np.average(c.mean, weights=weight))
+    level = (np.abs(line - centre) + quantile * np.sqrt(np.einsum("ki,ij,kj->k", design, cov, design)))[[0, -1]]
+    single = np.abs(c.mean - centre) + student_t.ppf(1 - k.alpha, c.df) * np.sqrt(c.var)
+    if (level < k.equivalence).all() and (single < k.min_effect).all():
+        above = math.isnan(cell.chance) or bool((c.mean > cell.chance).all() and cell.p_sizes.max() < k.alpha)
+        return "flat_above_chance" if above else ""
+    return ""
