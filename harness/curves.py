@@ -19,7 +19,7 @@ from harness.width import Curve, Rise, Split, isotonic_rise, logistic_rise, seed
 class Constants:
     """What a verdict is decided by; written into every row of the table."""
 
-    alpha: float = 0.05  # of each test and interval of a curve
+    alpha: float = 0.05  # of each test of a curve; intervals of width and onset are 95 % ones
     fdr: float = 0.05  # false discovery rate over all metrics
     min_effect: float = 0.10  # what counts as an ability: above chance, and from the smallest to the largest size
     equivalence: float = 0.05  # closer than this to chance (or to level) is the same
@@ -113,24 +113,30 @@ class Cell:
     def floor(self) -> int:
         """How many of the smallest sizes are not above chance by the equivalence margin; 0 if not even two.
 
-        A size is, if its own bound shows it; the first two also if their common mean shows it (two know better than
-        one) and neither is significantly above. Without a chance level: how many are level with the smallest size.
-        For a metric without bounds: the sizes before a quarter of its rise, where that takes long (isotonic_rise)."""
+        A size is, if its own bound shows it, or if it is not significantly above chance and the common mean of the
+        sizes up to there, better known than each, shows it. Without a chance level: how many are level with the
+        smallest. For a metric without bounds: the sizes before a quarter of its rise, where that takes long
+        (isotonic_rise)."""
         c, margin = self.curve, self.constants.equivalence
         if not self.unit_interval:
             return int((c.s <= self.rise.start).sum()) if self.rise.stepped else 0
-        quantile = float(student_t.ppf(1 - self.constants.alpha, c.df[:2].min()))
         if math.isnan(self.chance):
+            shown = np.zeros(len(c.s), dtype=bool)
             low = c.mean - c.mean[0] < margin
-            bound = abs(c.mean[1] - c.mean[0]) + quantile * math.sqrt(c.var[:2].sum())
         else:
             shown = self.upper < self.chance + margin
             low = (c.mean < self.chance + margin) & (shown | (self.p_sizes > self.constants.alpha))
-            noise = c.var[:2].sum() / 4 + (c.var_level - c.var)[:2].mean()
-            bound = -math.inf if shown[:2].all() else c.mean[:2].mean() - self.chance + quantile * math.sqrt(noise)
-        if bound >= margin or not low[:2].all():
+        n = len(low) if low.all() else int(low.argmin())
+        if n < 2:
             return 0
-        return len(low) if low.all() else int(low.argmin())
+        if math.isnan(self.chance):  # the second size against the first
+            excess, noise = abs(c.mean[1] - c.mean[0]), float(c.var[:2].sum())
+        else:
+            weight = 1 / c.var[:n]
+            excess = float(np.average(c.mean[:n], weights=weight)) - self.chance
+            noise = 1 / float(weight.sum()) + float((c.var_level - c.var)[:n].mean())
+        bound = excess + float(student_t.ppf(1 - self.constants.alpha, c.df[:n].min())) * math.sqrt(noise)
+        return n if bound < margin or shown[:n].all() else 0
 
     @property
     def top(self) -> str:
@@ -175,18 +181,32 @@ class Cell:
         return "; ".join(wants)
 
     def resolution(self) -> str:
-        """Say what these runs can detect and, if that is not the minimum effect, what would do."""
+        """Say which effect these runs can detect and, if that is above the minimum effect, what would do."""
         c, k = self.curve, self.constants
         quantiles = student_t.ppf(1 - k.alpha / len(c.s), c.pooled_df) + student_t.ppf(0.8, c.pooled_df)
-        var, seeds = float(np.median(c.var_level)), float(np.median(c.n_seeds))
-        least, item = float(quantiles * math.sqrt(var)), float(np.median(c.item))
+        least = float(quantiles * math.sqrt(np.median(c.var_level)))
         if least <= k.min_effect:
             return f"Detectable effect {least:.2f}."
-        target = (k.min_effect / quantiles) ** 2  # the variance of a mean that would do
+        return f"Detectable effect {least:.2f}, above {k.min_effect:g}: {self._ways((k.min_effect / quantiles) ** 2)}."
+
+    def level_resolution(self) -> str:
+        """Say what would show a curve to be level: half the margin for the 90 % band at the ends of its line."""
+        c, k = self.curve, self.constants
+        n, quantile = len(c.s), float(student_t.ppf(1 - k.alpha, c.pooled_df))
+        leverage = (1 + 3 * (n - 1) / (n + 1)) / n  # of an end of a line through n even steps
+        target = (k.equivalence / 2 / quantile) ** 2 / leverage
+        if np.median(c.var_level) <= target:
+            return "A repeat with other documents and seeds would tell."
+        return f"To show it level {self._ways(target)}."
+
+    def _ways(self, target: float) -> str:
+        """Say how many seeds or documents bring the variance of a mean down to the target."""
+        c = self.curve
+        seeds, item = float(np.median(c.n_seeds)), float(np.median(c.item))
         ways = [f"{math.ceil((item + c.tau2) / target)} seeds"]
         if target * seeds > c.tau2 and item > 0:
             ways.append(f"{math.ceil(c.n_docs * item / (target * seeds - c.tau2))} documents")
-        return f"Detectable effect {least:.2f}, above {k.min_effect:g}: needs about {' or '.join(ways)}."
+        return f"needs about {' or '.join(ways)}"
 
 
 def slope_of(curve: Curve, part: slice) -> tuple[float, float]:

@@ -11,7 +11,8 @@ One verdict per (task, level, metric), from the last checkpoints of the sizes. I
 7. metric: a threshold metric whose continuous partner improves significantly inside the threshold metric's floor, by
    at least half of what an even rise would bring there, and does not jump itself, is metric-dependent.
 Step 7 is a first form: it does not yet predict the partner's largest size from the others, nor reproduce the threshold
-metric from the partner through the known link (such as token accuracy to the power of the length).
+metric from the partner through the known link (such as token accuracy to the power of the length). Whether the largest
+size comes as a surprise to a fit of the others is not measured.
 
 Nats are read on the same constants as shares: 0.1 nats is a change of the probability by a tenth."""
 
@@ -92,17 +93,22 @@ def _judge(
         at = f"{len(split.where)} sizes" if len(split.where) > 1 else "one size"
         groups = f"Seeds fall into two groups at {at}: {shares} past the middle."
     levels = f"All sizes between {cell.shown(c.mean.min())} and {cell.shown(c.mean.max())}{chance}"
+    if c.mean.max() < cell.chance - k.equivalence:
+        levels += ", below chance"
     if q_trend > k.fdr:
         if split.adjacent:
             return "bimodal_seeds", groups
         if flat:
             return flat, f"{levels}; no trend (q {q_trend:.2f})."
-        return "inconclusive", f"No trend (q {q_trend:.2f}), yet not shown to be level: {ends}. {cell.resolution()}"
+        return (
+            "inconclusive",
+            f"No trend (q {q_trend:.2f}), yet not shown to be level: {ends}. {cell.level_resolution()}",
+        )
     falls = cell.slope[0] < 0
     if falls and cell.effect[0] <= -k.min_effect / 2 and cell.slope[1] < k.alpha:
         turn = c.mean[-1] - c.mean.min() > student_t.ppf(1 - k.alpha, c.df[-1]) * math.sqrt(c.var[-1] + c.var.max())
         return "inverse", f"Gets worse {ends}; q {q_trend:.1g}." + (" It turns up again at the end." if turn else "")
-    if flat:
+    if flat and abs(cell.effect[0]) < k.min_effect:
         return flat, f"{levels}; a trend (q {q_trend:.1g}) too small to count."
     if split.adjacent and cell.rise.shape(sharp_width) != "sharp":
         width = f"The share past it rises over {split.lo:.1f} to {split.hi:.1f} decades."
@@ -176,7 +182,7 @@ def _build(rows: pd.DataFrame, untrained: np.ndarray, axis: str, k: Constants) -
 
 
 def _labels(
-    keys: Sequence[tuple[Any, ...]], cells: Sequence[Cell | str], partners: Sequence[int | None], sharp_width: float
+    keys: Sequence[Any], cells: Sequence[Cell | str], partners: Sequence[int | None], sharp_width: float
 ) -> tuple[list[tuple[str, str]], np.ndarray, np.ndarray]:
     """Return (label, reasons) of every cell, and the q-values against chance and of the trend."""
     usable = [cell if isinstance(cell, Cell) and not cell.gate else None for cell in cells]
@@ -205,19 +211,16 @@ def verdicts_table(scores: pd.DataFrame, constants: Constants | None = None, axi
     k = constants or Constants()
     _check(scores, axis)
     other = "n_params_non_embedding" if axis != "n_params_non_embedding" else "flops"
-    groups = list(scores.sort_values([*_KEYS, axis, "seed", "value"]).groupby(_KEYS, sort=True))
-    keys = [key for key, _ in groups]
+    final = scores["is_last"].astype(bool)
+    groups = dict(list(scores[final].sort_values([*_KEYS, axis, "seed", "value"]).groupby(_KEYS, sort=True)))
+    untrained = dict(list(scores[~final & (scores["step"] == 0)].groupby(_KEYS)["value"]))
+    keys, last = list(groups), list(groups.values())
     place = {key: i for i, key in enumerate(keys)}
-    last = [rows[rows["is_last"].astype(bool)] for _, rows in groups]
-    first = [rows[(rows["step"] == 0) & ~rows["is_last"].astype(bool)]["value"].dropna() for _, rows in groups]
-    kept = [i for i, rows in enumerate(last) if len(rows)]
-    partners = [place.get((key[0], key[1], groups[i][1]["partner"].iloc[0])) for i, key in enumerate(keys)]
-    place_kept = {i: j for j, i in enumerate(kept)}
-    partners = [place_kept.get(partners[i]) if partners[i] is not None else None for i in kept]  # type: ignore[arg-type]
-    keys = [keys[i] for i in kept]
+    partners = [place.get((*key[:2], rows["partner"].iloc[0])) for key, rows in groups.items()]
+    first = [np.asarray(untrained[key].dropna() if key in untrained else [], dtype=float) for key in keys]
 
     def cells(along: str) -> list[Cell | str]:
-        return [_build(last[i], first[i].to_numpy(dtype=float), along, k) for i in kept]
+        return [_build(rows, values, along, k) for rows, values in zip(last, first, strict=True)]
 
     main = cells(axis)
     found, q_chance, q_trend = _labels(keys, main, partners, k.sharp_width)
@@ -225,8 +228,10 @@ def verdicts_table(scores: pd.DataFrame, constants: Constants | None = None, axi
     variants[other] = _labels(keys, cells(other), partners, k.sharp_width)[0]
     table = []
     for j, key in enumerate(keys):
-        row = dict(zip(_KEYS, key, strict=True)) | last[kept[j]].iloc[0][_PASSED].to_dict() | {"axis": axis}
-        row |= {"label": found[j][0]} | _numbers(main[j]) | {"q_chance": q_chance[j], "q_trend": q_trend[j]}
+        row = dict(zip(_KEYS, key, strict=True)) | last[j].iloc[0][_PASSED].to_dict() | {"axis": axis}
+        row |= (
+            {"label": found[j][0]} | _numbers(main[j], last[j], axis) | {"q_chance": q_chance[j], "q_trend": q_trend[j]}
+        )
         row["reasons"] = found[j][1]
         row["sensitivity"] = json.dumps({name: labels[j][0] for name, labels in variants.items()})
         row["constants"] = json.dumps(asdict(k))
@@ -234,9 +239,12 @@ def verdicts_table(scores: pd.DataFrame, constants: Constants | None = None, axi
     return pd.DataFrame(table, columns=COLUMNS)
 
 
-def _numbers(cell: Cell | str) -> dict[str, Any]:
+def _numbers(cell: Cell | str, rows: pd.DataFrame, axis: str) -> dict[str, Any]:
     if isinstance(cell, str):
-        return {"n_sizes": 0, "n_seeds": 0, "n_docs": 0}
+        known = rows[rows["value"].notna()]
+        seeds = known.groupby(axis).size()
+        counts = {"n_sizes": len(seeds), "n_seeds": int(seeds.min()) if len(seeds) else 0}
+        return counts | {"n_docs": int(known["n"].min()) if len(known) else 0, "chance": rows["chance"].mean()}
     c = cell.curve
     row: dict[str, Any] = {"n_sizes": len(c.s), "n_seeds": int(c.n_seeds.min()), "n_docs": c.n_docs}
     row["chance"] = cell.sign * cell.chance

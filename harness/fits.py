@@ -145,9 +145,9 @@ class _PowerLaw:
 
 
 def _descend(u: np.ndarray, y: np.ndarray, *, floor: bool) -> _PowerLaw:
-    """Scan alpha, descend from seven alphas and from the scan's best, keep the lowest end."""
+    """Scan alpha, descend from four alphas and from the scan's best, keep the lowest end."""
     scan, e, a = _project(u, y, np.ones((1, len(u))), ALPHAS, floor=floor)  # each (1, n_alphas)
-    starts = np.unique(np.r_[np.linspace(0, len(ALPHAS) - 1, 7).astype(int), int(scan[0].argmin())])
+    starts = np.unique(np.r_[np.linspace(0, len(ALPHAS) - 1, 4).astype(int), int(scan[0].argmin())])
     ends = [_polish(u, y, (e[0, i], a[0, i], ALPHAS[i]), floor=floor) for i in starts]
     objectives = np.array([objective for objective, _, _ in ends])
     objective, params, ended = ends[int(objectives.argmin())]

@@ -1,0 +1,209 @@
+"""Scores from answers: values by hand, intervals by closed form, missing stays missing."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import t as student_t
+
+from harness.scores import add_seed_intervals, examples_table, item_interval, score_cells, scores_table, wilson
+from harness.store import StoreError
+from tasks.metrics import DEFAULTS
+
+K = 4
+RUNS = pd.DataFrame(
+    {"run_id": ["a", "b", "c"], "size": "2x16", "n_params": 9000, "n_params_non_embedding": 7000, "seed": [0, 1, 2]}
+).assign(step=10, tokens=1000, flops=6e10, is_last=True)
+
+
+def a_task(name: str, output: str, **more: object) -> dict:
+    metrics = list(DEFAULTS[output])
+    plain = {"name": name, "kind": "qa", "ability": "x", "role": "probe", "metrics": metrics, "metric": metrics[0]}
+    return plain | {"digest": "d", "shortcut": {}} | more
+
+
+def some_documents(task: str, output: str, continuations: list[list[str]], answers: list[int | None]) -> pd.DataFrame:
+    frame = pd.DataFrame({"doc_id": range(len(continuations)), "continuations": continuations, "answer": answers})
+    return frame.assign(task=task, level="", output=output, prompt="p", chance=None, n_shot=0, prompt_digest="x")
+
+
+def some_samples(task: str, logprobs: list[list[float]], run_id: str = "a", **more: object) -> pd.DataFrame:
+    frame = pd.DataFrame({"doc_id": range(len(logprobs)), "logprobs": logprobs})
+    frame["n_tokens"] = [[2] * len(row) for row in logprobs]
+    frame["n_greedy"] = [[1] * len(row) for row in logprobs]
+    units = dict.fromkeys(f"{u}{g}" for u in ("words", "chars", "sentences") for g in ("", "_greedy"))
+    return frame.assign(run_id=run_id, step=10, task=task, level="", **{**units, "generation": None, **more})
+
+
+def choice(logprobs: list[list[float]], answers: list[int], run_id: str = "a") -> tuple[pd.DataFrame, pd.DataFrame]:
+    words = [[" yes", " no", " perhaps", " never"][: len(row)] for row in logprobs]
+    return some_samples("quiz", logprobs, run_id), some_documents("quiz", "Choice", words, list(answers))
+
+
+def by_metric(scores: pd.DataFrame) -> pd.DataFrame:
+    return scores.set_index("metric")
+
+
+def test_wilson_equals_its_closed_form() -> None:
+    assert wilson(5, 10) == pytest.approx((0.236593, 0.763407), abs=1e-6)
+    z2 = 1.959963985**2
+    assert wilson(0, 10) == pytest.approx((0.0, z2 / (10 + z2)))
+    assert wilson(10, 10) == pytest.approx((10 / (10 + z2), 1.0))
+
+
+def test_zero_or_one_values_get_wilsons_interval_and_others_a_normal_one() -> None:
+    mean, se, low, high = item_interval(np.array([0.0, 1.0, 1.0, 1.0]), None, (0.0, 1.0))
+    assert (mean, low, high) == pytest.approx((0.75, *wilson(3, 4)))
+    assert se == pytest.approx(0.25)  # sd / sqrt(n) by hand: sqrt(0.75 / 3) / 2
+    mean, se, low, high = item_interval(np.array([0.0, 1.0, 0.5, 0.5]), None, (0.0, 1.0))
+    assert (low, high) == pytest.approx((0.5 - 1.959964 * se, 0.5 + 1.959964 * se))
+
+
+def test_the_ratio_error_matches_the_plain_one_and_a_bootstrap() -> None:
+    rng = np.random.default_rng(0)
+    values, weights = rng.normal(3, 1, 400), rng.integers(1, 20, 400).astype(float)
+    assert item_interval(values, np.ones(400), (0, math.inf))[1] == pytest.approx(values.std(ddof=1) / 20)
+    mean, se, _, _ = item_interval(values, weights, (0.0, math.inf))
+    assert mean == pytest.approx(np.average(values, weights=weights))
+    draws = rng.integers(0, 400, (3000, 400))
+    means = (values[draws] * weights[draws]).sum(1) / weights[draws].sum(1)
+    assert se == pytest.approx(means.std(), rel=0.06)
+
+
+def test_one_document_has_a_value_and_no_error() -> None:
+    assert item_interval(np.array([1.0]), None, (0.0, 1.0))[0] == 1.0
+    assert all(math.isnan(v) for v in item_interval(np.array([1.0]), None, (0.0, 1.0))[1:])
+
+
+def test_a_uniform_model_scores_chance_exactly() -> None:
+    samples, documents = choice([[-2.0] * K] * 6, [0, 1, 2, 3, 0, 1])
+    scores = by_metric(score_cells(samples, documents, [a_task("quiz", "Choice")]))
+    assert scores.loc["acc", "value"] == pytest.approx(1 / K)  # ties share the credit
+    assert scores.loc["logloss", "value"] == pytest.approx(math.log(K))
+    for metric in ("acc", "logloss", "brier", "margin"):
+        assert scores.loc[metric, "value"] == pytest.approx(scores.loc[metric, "chance"])
+        assert scores.loc[metric, "chance_source"] == "uniform"
+
+
+def test_a_shared_tie_falls_back_from_wilson() -> None:
+    samples, documents = choice([[-1.0, -1.0], [-1.0, -2.0], [-3.0, -2.0]], [0, 0, 0])
+    row = by_metric(score_cells(samples, documents, [a_task("quiz", "Choice")])).loc["acc"]
+    assert row["value"] == pytest.approx(0.5)
+    assert row["item_hi"] == pytest.approx(min(1.0, 0.5 + 1.959964 * row["item_se"]))
+
+
+def test_documents_with_fewer_choices_are_padded_not_scored_as_zero() -> None:
+    samples, documents = choice([[-1.0, -2.0], [-9.0, -8.0, -7.0, -1.0]], [0, 3])
+    row = by_metric(score_cells(samples, documents, [a_task("quiz", "Choice")])).loc["acc"]
+    assert row["value"] == 1.0
+    assert row["chance"] == pytest.approx((1 / 2 + 1 / 4) / 2)
+
+
+def test_lengths_are_those_of_the_bare_choice() -> None:
+    # " ab" and " abcd": per character -2/2 against -3/4; with the delimiter counted it would be -2/3 against -3/5.
+    documents = some_documents("quiz", "Choice", [[" ab", " abcd"], [" é", " abcd"]], [1, 0])
+    samples = some_samples("quiz", [[-2.0, -3.0], [-1.2, -2.6]])
+    scores = by_metric(score_cells(samples, documents, [a_task("quiz", "Choice")]))
+    assert scores.loc["acc", "value"] == 0.5
+    assert scores.loc["acc_char", "value"] == 0.5  # second: -1.2 / 1 against -2.6 / 4
+    assert scores.loc["acc_byte", "value"] == 1.0  # second: -1.2 / 2 against -2.6 / 4
+
+
+def test_a_shortcut_above_chance_becomes_the_chance_and_one_below_does_not() -> None:
+    samples, documents = choice([[-1.0] * K] * 4, [0, 1, 2, 3])
+    good = a_task("quiz", "Choice", shortcut={"": {"acc": 0.4, "logloss": 5.0}})
+    scores = by_metric(score_cells(samples, documents, [good]))
+    assert list(scores.loc["acc", ["chance", "chance_source"]]) == [0.4, "shortcut"]
+    assert scores.loc["logloss", "chance"] == pytest.approx(math.log(K))  # 5 nats would be worse than guessing
+    poor = a_task("quiz", "Choice", shortcut={"": {"acc": 0.1}})
+    assert by_metric(score_cells(samples, documents, [poor])).loc["acc", "chance"] == 1 / K
+
+
+def test_what_was_not_generated_is_missing_with_its_reason() -> None:
+    documents = some_documents("say", "Answer", [[" a b"], [" c"]], [None, None])
+    scores = by_metric(score_cells(some_samples("say", [[-1.0], [-2.0]]), documents, [a_task("say", "Answer")]))
+    assert math.isnan(scores.loc["f1", "value"])
+    assert scores.loc["f1", "note"] == "2 of 2 documents have no value"
+    assert scores.loc["nats_per_token", "value"] == pytest.approx(3 / 4)  # total nats over total tokens
+    assert pd.isna(scores.loc["nats_per_token", "note"])
+    said = some_samples("say", [[-1.0], [-2.0]], generation=["a b", "x"])
+    assert by_metric(score_cells(said, documents, [a_task("say", "Answer")])).loc["exact_match", "value"] == 0.5
+
+
+def test_a_broken_log_probability_is_missing_not_zero() -> None:
+    samples, documents = choice([[-1.0, -2.0], [float("nan"), -1.0]], [0, 0])
+    scores = score_cells(samples, documents, [a_task("quiz", "Choice")])
+    assert scores["value"].isna().all()
+    assert set(scores["note"]) == {"1 of 2 documents have a log-probability that is not finite"}
+
+
+def test_text_shares_are_weighted_by_what_is_counted() -> None:
+    documents = some_documents("text", "Text", [["one two"], ["three"]], [None, None])
+    counts = {"words": [2, 1], "words_greedy": [1, 1], "chars": [7, 5], "chars_greedy": [3, 5]}
+    samples = some_samples("text", [[-7.0], [-5.0]], **counts, sentences=[0, 0], sentences_greedy=[0, 0])
+    scores = by_metric(score_cells(samples, documents, [a_task("text", "Text")]))
+    assert scores.loc["word_accuracy", "value"] == pytest.approx(2 / 3)
+    assert scores.loc["bits_per_byte", "value"] == pytest.approx(12 / 12 / math.log(2))
+    assert scores.loc["sentence_accuracy", "note"] == "the documents hold none of what is counted"
+
+
+def three_seeds() -> tuple[pd.DataFrame, pd.DataFrame]:
+    parts = [
+        choice([[-1.0, x], [-1.0, -2.0], [-2.0, -1.0]], [0, 0, 0], run)
+        for run, x in zip("abc", (-3, -2, 0), strict=True)
+    ]
+    return pd.concat([samples for samples, _ in parts], ignore_index=True), parts[0][1]
+
+
+def test_the_seed_interval_is_the_t_interval() -> None:
+    samples, documents = three_seeds()
+    table = scores_table(samples, documents, [a_task("quiz", "Choice")], RUNS)
+    rows = table[table["metric"] == "acc"]
+    values = rows["value"].to_numpy()
+    assert sorted(values) == pytest.approx([1 / 3, 2 / 3, 2 / 3])
+    low, high = student_t.interval(0.95, 2, values.mean(), values.std(ddof=1) / math.sqrt(3))
+    assert rows[["seed_lo", "seed_hi"]].iloc[0].tolist() == pytest.approx([low, high])
+    assert (rows["n_seeds"] == 3).all()
+
+
+def test_one_seed_has_a_mean_and_no_interval_and_missing_values_do_not_count() -> None:
+    rows = pd.DataFrame({"size": "s", "step": 1, "task": "t", "level": "", "metric": "acc", "value": [0.5, np.nan]})
+    found = add_seed_intervals(rows)
+    assert found["seed_mean"].tolist() == [0.5, 0.5]
+    assert found["n_seeds"].tolist() == [1, 1]
+    assert found[["seed_sd", "seed_lo", "seed_hi"]].isna().all(axis=None)
+
+
+def test_the_order_of_the_samples_does_not_matter() -> None:
+    samples, documents = three_seeds()
+    tasks = [a_task("quiz", "Choice")]
+    table = scores_table(samples, documents, tasks, RUNS)
+    mixed = scores_table(samples.sample(frac=1, random_state=1), documents[::-1], tasks, RUNS[::-1])
+    pd.testing.assert_frame_equal(table, mixed)
+
+
+def test_samples_that_do_not_belong_are_refused_by_name() -> None:
+    samples, documents = three_seeds()
+    tasks = [a_task("quiz", "Choice")]
+    with pytest.raises(StoreError, match=r"unknown task\(s\) quiz"):
+        score_cells(samples, documents, [a_task("other", "Choice")])
+    with pytest.raises(StoreError, match="no document 2, which has samples"):
+        score_cells(samples, documents[:2], tasks)
+    with pytest.raises(StoreError, match="answered a document twice"):
+        score_cells(pd.concat([samples, samples[:1]]), documents, tasks)
+    with pytest.raises(StoreError, match="no run 'c' at step 10"):
+        scores_table(samples, documents, tasks, RUNS[:2])
+    with pytest.raises(StoreError, match="one entry per continuation"):
+        score_cells(some_samples("quiz", [[-1.0]] * 3), documents, tasks)
+
+
+def test_examples_show_the_lowest_seed_of_the_last_checkpoint() -> None:
+    samples, documents = three_seeds()
+    table = examples_table(samples, documents, [a_task("quiz", "Choice")], RUNS[::-1])
+    assert table["doc_id"].tolist() == [0, 1]
+    assert table["seed"].tolist() == [0, 0]
+    assert table["response"].tolist() == ["yes", "yes"]
+    assert table["target"].tolist() == ["yes", "yes"]
+    assert table["correct"].tolist() == [1.0, 1.0]
+    assert table["logprob"].tolist() == [-1.0, -1.0]
