@@ -87,17 +87,23 @@ def sweep(
         print(f"{loaded.spec.name}: {n_todo} of {n_runs} runs to do, in {before.folder}", file=sys.stderr)
     with Display(before, quiet=quiet) as display:
         workers = default_workers(before) if workers is None else workers
-        after = run_missing(loaded, results, workers=workers, report=display)
-    found = analyze_folder(after.folder)
-    page = build_report(found, reports / loaded.spec.name)
-    cpu = sum(entry["cpu_seconds"] + entry["evaluate_cpu_seconds"] for entry in found.ledger)
-    _print_table(_verdict_summary(found.verdicts), as_json=False)
-    print(f"this command: {minutes(time.monotonic() - started)}; CPU time of all runs in the folder: {minutes(cpu)}")
-    print(f"tables: {after.folder}\nreport: {page}")
+        try:
+            after = run_missing(loaded, results, workers=workers, report=display)
+        except KeyboardInterrupt:
+            print("stopped; what is finished is kept, and the same command goes on from there", file=sys.stderr)
+            raise typer.Exit(130) from None
     failed = [p for p in after.runs if not p.done]
     for p in failed:
         reason = p.failure["reason"] if p.failure else "not finished"
         print(f"failed: {p.run.run_id}: {reason} (details: {p.folder / 'error.json'})", file=sys.stderr)
+    if not any((after.folder / "samples").glob("*/*/*.parquet")):
+        raise typer.Exit(1)  # nothing was answered, so there is nothing to analyse
+    found = analyze_folder(after.folder)
+    page = build_report(found, reports / loaded.spec.name)
+    cpu = sum(entry["cpu_seconds"] + entry.get("evaluate_cpu_seconds", 0.0) for entry in found.ledger)
+    _print_table(_verdict_summary(found.verdicts), as_json=False)
+    print(f"this command: {minutes(time.monotonic() - started)}; CPU time of all runs in the folder: {minutes(cpu)}")
+    print(f"tables: {after.folder}\nreport: {page}")
     if failed:
         raise typer.Exit(1)
 
@@ -138,12 +144,14 @@ def tasks_list(
     as_json: JsonOption = False,
 ) -> None:
     """List tasks with kind, ability, role, levels and what each asks."""
-    from tasks import TASKS, load_tasks
+    from tasks import TASKS, available, load_tasks
     from tasks.base import level_name
 
     found = load_tasks(names) if names else TASKS
     if as_json:
-        print(json.dumps([task.summary() for task in found], indent=2))
+        reasons = {task.name: available(task) for task in found}
+        listed = [t.summary() if reasons[t.name] is None else {"name": t.name, "kind": t.kind} for t in found]
+        print(json.dumps([row | {"unavailable": reasons[row["name"]]} for row in listed], indent=2))
         return
     import pandas as pd
 
@@ -264,9 +272,9 @@ def main() -> NoReturn:
             raise
         print(f"harness: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("harness: stopped; what is finished is kept, and the same command goes on from there", file=sys.stderr)
-        sys.exit(130)
+    except OSError as error:
+        print(f"harness: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
     sys.exit(0)
 
 

@@ -56,7 +56,7 @@ def prepare_tokenizer(mixture: Mixture, folder: Path, *, vocab_size: int) -> Non
     if folder.exists():
         load_tokenizer(folder)  # a damaged one is found here, before any run
         return
-    temporary = folder.with_name(f".{folder.name}")
+    temporary = folder.with_name(f".{folder.name}.tmp")
     train_tokenizer(tokenizer_texts(mixture), vocab_size).save_pretrained(temporary)
     os.replace(temporary, folder)
 
@@ -66,12 +66,10 @@ def prepare_stream(
 ) -> None:
     """Write the token rows of one data seed, once."""
     from models.data import open_stream, write_stream
-    from models.spec import SpecError
     from models.tokenizer import load_tokenizer
 
-    with suppress(
-        SpecError
-    ):  # absent or damaged: the rows are a function of the seed, so they are simply written again
+    # Absent or damaged: the rows are a function of the seed, so they are simply written again.
+    with suppress(ValueError):
         open_stream(path)
         return
     tokenizer = load_tokenizer(tokenizer_folder)

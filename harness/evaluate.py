@@ -14,7 +14,6 @@ import pandas as pd
 
 from harness.store import SAMPLES
 from models.lm import LanguageModel, TextScored
-from tasks import Task
 from tasks.base import Document
 from tasks.prompting import drop_shots
 
@@ -54,7 +53,9 @@ def questions(documents: Iterable[Document], model: LanguageModel) -> list[Quest
     return asked
 
 
-def answer(model: LanguageModel, asked: Sequence[Question], *, run_id: str, step: int, task: Task) -> pd.DataFrame:
+def answer(
+    model: LanguageModel, asked: Sequence[Question], *, run_id: str, step: int, task_digest: str
+) -> pd.DataFrame:
     """Return the samples of one task: a frame with the columns of store.SAMPLES, in document order."""
     documents = [question.document for question in asked]
     output = documents[0].output
@@ -84,23 +85,15 @@ def answer(model: LanguageModel, asked: Sequence[Question], *, run_id: str, step
         row |= {
             "run_id": run_id,
             "step": step,
-            "task": task.name,
+            "task": question.document.task,
             "level": question.document.level,
             "doc_id": question.document.doc_id,
-            "task_digest": task.digest,
+            "task_digest": task_digest,
             "prompt_digest": question.document.prompt_digest,
             "n_prompt_tokens": question.n_prompt_tokens,
             "truncated": question.truncated,
         }
     return pd.DataFrame(rows, columns=SAMPLES.names)
-
-
-def documents_frame(documents: Iterable[Document]) -> pd.DataFrame:
-    """Return evaluation documents as a frame with the columns of store.DOCUMENTS."""
-    columns = ("task", "level", "doc_id", "output", "prompt", "answer", "stop", "chance", "n_shot", "prompt_digest")
-    return pd.DataFrame(
-        [{c: getattr(d, c) for c in columns} | {"continuations": list(d.continuations)} for d in documents]
-    )
 
 
 def _rolling(model: LanguageModel, documents: Sequence[Document]) -> list[TextScored]:

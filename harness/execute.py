@@ -8,6 +8,7 @@ from __future__ import annotations
 import heapq
 import multiprocessing
 import os
+import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterable
@@ -81,12 +82,19 @@ class _Queue:
         self.open.discard(job.key)
         self._release()
 
-    def failed(self, job: Job) -> None:
+    def failed(self, job: Job, reason: str) -> None:
         """Skip everything that needs the failed job, directly or not; the job stays open, so nothing starts on it."""
         for other in [other for other in self.waiting.values() if job.key in other.after]:
             del self.waiting[other.key]
-            self.report(Event(job=other, state="skipped", info={"reason": f"{job.key} failed"}))
-            self.failed(other)
+            why = f"needs {job.key}, which failed: {reason}"
+            self.report(Event(job=other, state="skipped", info={"reason": why}))
+            self.failed(other, reason)
+
+    def ended(self, event: Event) -> None:
+        if event.state == "done":
+            self.done(event.job)
+        else:
+            self.failed(event.job, event.info["reason"])
 
 
 def _attempt(job: Job, work: Work, report: Report) -> Event:
@@ -107,7 +115,7 @@ def _inline(queue: _Queue, work: Work, report: Report) -> None:
         report(Event(job=job, state="started"))
         event = _attempt(job, work, report)
         report(event)
-        (queue.done if event.state == "done" else queue.failed)(job)
+        queue.ended(event)
 
 
 @dataclass
@@ -131,6 +139,8 @@ def _serve(connection: Connection, work: Work) -> None:
     """A worker's life: take a job, do it, send events; end when the driver closes the pipe or dies."""
     parent = multiprocessing.parent_process()
     assert parent is not None
+    # Ctrl-C reaches the whole process group; the driver decides what becomes of its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A killed driver closes nothing in time: without this, its worker would go on writing beside the next driver's.
     threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
     while True:
@@ -145,8 +155,10 @@ def _local(queue: _Queue, work: Work, report: Report, n_workers: int) -> None:
     pool = [_start(work) for _ in range(n_workers)]
     try:
         while True:
-            for worker in pool:
+            for worker in list(pool):
                 if worker.job is None and (job := queue.take()):
+                    if not worker.process.is_alive():  # killed while it had nothing to do
+                        pool[pool.index(worker)] = worker = _start(work)
                     worker.job = job
                     report(Event(job=job, state="started"))
                     worker.connection.send(job)
@@ -167,7 +179,7 @@ def _local(queue: _Queue, work: Work, report: Report, n_workers: int) -> None:
                 report(event)
                 if event.state in ("done", "failed"):
                     worker.job = None
-                    (queue.done if event.state == "done" else queue.failed)(job)
+                    queue.ended(event)
     finally:
         for worker in pool:
             worker.connection.close()

@@ -16,6 +16,7 @@ from models.schedule import checkpoint_steps
 # arithmetic runs at 50 GFLOP/s. Finished runs of the same sweep correct the estimate.
 _SECONDS_PER_STEP = 0.012
 _FLOPS_PER_SECOND = 50e9
+_SECONDS_PER_CELL = 0.3  # one task at one checkpoint
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,9 @@ class RunPlan:
 
     @cached_property
     def seconds(self) -> float:
-        """Estimated CPU seconds of the training that is left."""
-        steps = self.run.train.steps
-        if self.trained:
-            return 0.0
-        return steps * _SECONDS_PER_STEP + self.run.flops / _FLOPS_PER_SECOND
+        """Estimated CPU seconds of the training and the evaluation that are left."""
+        training = self.run.train.steps * _SECONDS_PER_STEP + self.run.flops / _FLOPS_PER_SECOND
+        return (0.0 if self.trained else training) + _SECONDS_PER_CELL * len(self.missing)
 
 
 @dataclass(frozen=True)
@@ -93,14 +92,16 @@ def make_plan(sweep: Sweep, results: Path) -> Plan:
             (step, task.name)
             for step in evaluated_steps(run, sweep.spec.evaluate.checkpoints)
             for task in sweep.tasks
-            if not is_part(samples_path(folder, run.run_id, step, task.name, task.digest))
+            if not is_part(samples_path(folder, run.run_id, step, task.name, sweep.digest_of(task)))
         ]
         error = run_folder / "error.json"
+        steps = evaluated_steps(run, sweep.spec.evaluate.checkpoints)
         plans.append(
             RunPlan(
                 run=run,
                 folder=run_folder,
-                trained=(run_folder / "run.json").exists(),
+                trained=(run_folder / "run.json").exists()
+                and all((run_folder / f"step-{step:06d}" / "meta.json").exists() for step in steps),
                 missing=tuple(cells),
                 failure=read_json(error) if error.exists() else None,
             )

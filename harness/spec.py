@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -11,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from harness.emergence import Constants
@@ -27,7 +29,8 @@ class InputError(ValueError):
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Strict: "3" and true are no numbers, whatever they could be taken for.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Family(_Section):
@@ -35,7 +38,7 @@ class Family(_Section):
 
     sizes: Annotated[list[str], Field(min_length=1)]
     n_head: int = 2
-    vocab_size: int = 768
+    vocab_size: Annotated[int, Field(ge=257)] = 768  # every byte and the beginning of a sequence
     context_length: int = 96
     parametrization: Literal["mup", "sp"] = "mup"
     base_width: int = 64
@@ -66,7 +69,7 @@ class Corpus(_Section):
     @field_validator("mixture")
     @classmethod
     def _positive(cls, mixture: dict[str, float]) -> dict[str, float]:
-        if not mixture or any(share <= 0 for share in mixture.values()):
+        if not mixture or not all(0 < share < math.inf for share in mixture.values()):
             raise ValueError("needs at least one task, each with a share above 0")
         return mixture
 
@@ -74,7 +77,7 @@ class Corpus(_Section):
 class Evaluate(_Section):
     """Which tasks, on how many documents of each level, at which checkpoints."""
 
-    tasks: list[str] | None = None
+    tasks: Annotated[list[str], Field(min_length=1)] | None = None
     documents: Annotated[int, Field(gt=0)] | None = None
     checkpoints: Literal["last", "ends", "all"] = "last"
 
@@ -113,7 +116,7 @@ class RunSpec:
 
     @property
     def flops(self) -> float:
-        return self.model.flops_per_token * self.train.tokens
+        return self.model.flops_per_token * self.train.steps * self.train.batch_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +135,14 @@ class Sweep:
     @property
     def corpus_digest(self) -> str:
         return self.runs[0].corpus_digest
+
+    def limit(self, task: Task) -> int | None:
+        """Return how many documents of each level are asked; None for all."""
+        return self.spec.evaluate.documents or task.size
+
+    def digest_of(self, task: Task) -> str:
+        """Return what names a task's parts on disk: its code, its data and how many documents are asked."""
+        return digest([task.digest, self.limit(task)])
 
     def settings(self) -> dict[str, Any]:
         """Return what must not change once runs exist; sizes, seeds and tasks may grow and are not in it."""
@@ -218,7 +229,13 @@ def resolve(spec: SweepSpec, *, source: str, folder: Path, extra_tasks: Sequence
     shares = {task: share for task, share in shares.items() if task.name not in left_out}
     if not shares:
         raise InputError(f"{source}: corpus.mixture: no task is available here: {'; '.join(left_out.values())}")
-    mixture = tuple((task, share / sum(shares.values())) for task, share in shares.items())
+    # Sorted: the order of a file's lines shapes no run.
+    by_name = sorted(shares, key=lambda task: task.name)
+    mixture = tuple((task, shares[task] / sum(shares.values())) for task in by_name)
+    for task, _ in mixture:
+        attempt(f"corpus.mixture.{task.name}", lambda task=task: task.training_text(np.random.default_rng(0), chars=1))
+    if errors:
+        raise InputError("\n".join(f"{source}: {line}" for line in errors))
     corpus_digest = digest([spec.family.vocab_size, [(task.name, task.digest, share) for task, share in mixture]])
     runs = tuple(
         RunSpec(model=model, train=replace(train, seed=seed, data_seed=seed), corpus_digest=corpus_digest)

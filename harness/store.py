@@ -110,7 +110,7 @@ def load_results(path: str | Path) -> Results:
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of `path`; on success it is fsynced and takes the place of `path` in one step."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -201,8 +201,11 @@ def locked(folder: Path) -> Iterator[None]:
 
 def _remove_half_written(folder: Path) -> None:
     """Remove what a killed writer left under a dot-name; only the holder of the lock may, nobody else is writing."""
-    for path in sorted(folder.rglob(".*"), reverse=True):
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != ".lock":
-            path.unlink()
+    half_written = list(folder.glob(".*.tmp"))
+    for part in ("data", "documents", "runs", "samples"):
+        half_written += (folder / part).rglob(".*.tmp")
+    for path in half_written:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

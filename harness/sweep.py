@@ -14,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+
 from harness import corpus
 from harness.execute import Event, Job, Progress, Report, one_thread, run_jobs
 from harness.plan import Plan, RunPlan, evaluated_steps, make_plan
@@ -37,6 +39,10 @@ if TYPE_CHECKING:
 _SECONDS_WORTH_A_WORKER = 60.0  # a worker spends about 8 s of CPU on its imports
 
 
+class EvaluationFailed(RuntimeError):
+    """Some tasks could not be asked of a run; the others were, and their answers are stored."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Order:
     """What a worker is told: how to load the sweep again by itself, and which piece of it to do.
@@ -55,12 +61,14 @@ def run_missing(sweep: Sweep, results: Path, *, workers: int, report: Report) ->
     """Train and evaluate what is missing under `results`/<name>; return the plan as it stands afterwards.
 
     `workers` = 0 works in this process. A failed run leaves error.json beside its checkpoints and the others go on."""
+    one_thread()
+    _load.cache_clear()  # a task file may have been edited since the last sweep of this process
     folder = results / sweep.spec.name
     with locked(folder):
         plan = make_plan(sweep, results)
-        write_json(folder / "spec.json", _describe(plan))
-        write_json(folder / "tasks.json", [task.summary() for task in sweep.tasks])
         _write_documents(sweep, folder)
+        write_json(folder / "spec.json", _describe(plan))
+        write_json(folder / "tasks.json", [t.summary() | {"digest": sweep.digest_of(t)} for t in sweep.tasks])
 
         def record(event: Event) -> None:
             run = event.job.payload.run
@@ -78,7 +86,8 @@ def default_workers(plan: Plan) -> int:
     On a GPU one worker: several processes on one card take turns unless a scheduler says otherwise."""
     if sum(p.seconds for p in plan.todo) < _SECONDS_WORTH_A_WORKER or len(plan.todo) < 2:
         return 0
-    return 1 if shutil.which("nvidia-smi") else min(len(os.sched_getaffinity(0)), len(plan.todo))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 1 if shutil.which("nvidia-smi") else min(cores, len(plan.todo))
 
 
 def _describe(plan: Plan) -> dict[str, Any]:
@@ -129,10 +138,12 @@ def make_jobs(plan: Plan) -> list[Job]:
 
 def do(job: Job, progress: Progress) -> dict[str, Any]:
     """Do one job; what it returns travels back with its "done" event."""
+    import torch
+
+    torch.set_num_threads(1)  # also where torch was loaded before its environment was set
     order: Order = job.payload
-    one_thread()
     sweep = _load(order.spec_json, order.spec_folder, order.extra_tasks)
-    family, train = sweep.spec.family, sweep.spec.train
+    vocab_size = sweep.spec.family.vocab_size
     tokenizer = tokenizer_path(sweep, order.results)
     if order.run:
         if not order.run.trained:
@@ -141,15 +152,16 @@ def do(job: Job, progress: Progress) -> dict[str, Any]:
         (order.run.folder / "error.json").unlink(missing_ok=True)
         return {"cpu_seconds": read_json(order.run.folder / "run.json")["cpu_seconds"]}
     if order.data_seed is None:
-        corpus.prepare_tokenizer(sweep.mixture, tokenizer, vocab_size=family.vocab_size)
+        corpus.prepare_tokenizer(sweep.mixture, tokenizer, vocab_size=vocab_size)
     else:
+        n_rows, row_tokens = stream_shape(sweep)
         corpus.prepare_stream(
             sweep.mixture,
             tokenizer,
             stream_path(sweep, order.results, order.data_seed),
             data_seed=order.data_seed,
-            n_rows=sweep.runs[0].train.steps * train.batch_tokens // family.context_length,
-            row_tokens=family.context_length + 1,
+            n_rows=n_rows,
+            row_tokens=row_tokens,
         )
     return {}
 
@@ -164,20 +176,29 @@ def tokenizer_path(sweep: Sweep, results: Path) -> Path:
     return results / "data" / sweep.corpus_digest[:8] / "tokenizer"
 
 
+def stream_shape(sweep: Sweep) -> tuple[int, int]:
+    """Return rows and tokens per row of a run's training text: inputs and targets overlap by all but one token."""
+    train, context_length = sweep.runs[0].train, sweep.spec.family.context_length
+    return train.steps * train.batch_tokens // context_length, context_length + 1
+
+
 def stream_path(sweep: Sweep, results: Path, data_seed: int) -> Path:
     """Return where the token rows of a data seed stand; the name says all that shapes them, so none is ever stale."""
-    shape = f"{sweep.spec.train.tokens}x{sweep.spec.family.context_length}"
+    n_rows, row_tokens = stream_shape(sweep)
+    shape = f"{n_rows}x{row_tokens}"
     return results / "data" / sweep.corpus_digest[:8] / f"seed-{data_seed}-{shape}.bin"
 
 
 def _write_documents(sweep: Sweep, folder: Path) -> None:
-    from harness.evaluate import documents_frame
-
+    columns = [name for name in DOCUMENTS.names if name != "continuations"]
     for task in sweep.tasks:
-        path = documents_path(folder, task.name, task.digest)
+        path = documents_path(folder, task.name, sweep.digest_of(task))
         if not is_part(path):
-            frame = documents_frame(task.documents(limit=sweep.spec.evaluate.documents))
-            write_table(path, frame, DOCUMENTS)
+            rows = [
+                {name: getattr(d, name) for name in columns} | {"continuations": list(d.continuations)}
+                for d in task.documents(limit=sweep.limit(task))
+            ]
+            write_table(path, pd.DataFrame(rows), DOCUMENTS)
 
 
 def _train(plan: RunPlan, tokenizer_folder: Path, stream: Path, progress: Progress) -> None:
@@ -224,6 +245,8 @@ def environment() -> dict[str, str]:
 
 
 def _evaluate(plan: RunPlan, sweep: Sweep, results: Path, progress: Progress) -> None:
+    import torch
+
     from harness.evaluate import answer
     from models.lm import TransformerLM
     from models.train import keep_freed_memory
@@ -235,13 +258,19 @@ def _evaluate(plan: RunPlan, sweep: Sweep, results: Path, progress: Progress) ->
         cells.setdefault(step, []).append(name)
     tasks = {task.name: task for task in sweep.tasks}
     n_done = 0
+    failures = []
     for step, names in cells.items():
-        model = TransformerLM.load(plan.folder / f"step-{step:06d}")
+        model = TransformerLM.load(plan.folder / f"step-{step:06d}", "cuda" if torch.cuda.is_available() else "cpu")
         for name in names:
-            task = tasks[name]
             progress({"evaluating": name, "cells": n_done, "all_cells": len(plan.missing)})
-            frame = answer(model, _questions(sweep, task, model), run_id=run_id, step=step, task=task)
-            write_table(samples_path(results, run_id, step, name, task.digest), frame, SAMPLES)
+            task_digest = sweep.digest_of(tasks[name])
+            try:
+                asked = _questions(sweep, tasks[name], model)
+                frame = answer(model, asked, run_id=run_id, step=step, task_digest=task_digest)
+            except (ValueError, RuntimeError) as error:  # one task that cannot be asked costs no other its answers
+                failures.append(f"{name} at step {step}: {error}")
+            else:
+                write_table(samples_path(results, run_id, step, name, task_digest), frame, SAMPLES)
             n_done += 1
     ledger = read_json(plan.folder / "run.json")
     ledger["evaluate_cpu_seconds"] = ledger.get("evaluate_cpu_seconds", 0.0) + time.process_time() - started
@@ -249,16 +278,18 @@ def _evaluate(plan: RunPlan, sweep: Sweep, results: Path, progress: Progress) ->
         ledger["peak_memory_bytes"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT
     )
     write_json(plan.folder / "run.json", ledger)
+    if failures:
+        raise EvaluationFailed("; ".join(failures))
 
 
 # A worker evaluates many runs of one family: the documents and their token counts are the same for all of them.
-_ASKED: dict[tuple[str, int | None], list[Question]] = {}
+_ASKED: dict[tuple[str, str, int], list[Question]] = {}
 
 
 def _questions(sweep: Sweep, task: Any, model: Any) -> list[Question]:
     from harness.evaluate import questions
 
-    key = (task.digest, sweep.spec.evaluate.documents)
+    key = (sweep.digest_of(task), sweep.corpus_digest, model.context_length)
     if key not in _ASKED:
-        _ASKED[key] = questions(task.documents(limit=sweep.spec.evaluate.documents), model)
+        _ASKED[key] = questions(task.documents(limit=sweep.limit(task)), model)
     return _ASKED[key]

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from transformers import PreTrainedTokenizerBase
 
 from models import attention, checkpoint
@@ -30,7 +31,6 @@ Progress = Callable[[dict[str, Any]], None]
 _LOSS_WINDOW = 50  # steps in a checkpoint's train_loss
 _SECONDS_BETWEEN_REPORTS = 0.5
 _STEPS_BETWEEN_CHECKS = 20
-_BF16_FROM_N_PARAMS = 500_000  # below, autocast's casts cost more than the faster products save (measured on a CPU)
 
 
 class TrainingDiverged(RuntimeError):
@@ -52,15 +52,14 @@ def keep_freed_memory() -> None:
             libc.mallopt(option, 32 << 20)
 
 
-def resolve_precision(requested: str, *, device: torch.device, n_params: int) -> str:
-    """ "fp32" or "bf16". "auto" is bf16 on CUDA, and on CPUs that multiply bf16 natively for models that gain by it."""
+def resolve_precision(requested: str, *, device: torch.device) -> str:
+    """ "fp32" or "bf16". "auto" is bf16 on CUDA and fp32 on a CPU, the same for every size of a family.
+
+    A CPU with bf16 instructions gains from about 500k parameters on, but choosing by size would put a change of
+    precision into the middle of the scale axis; ask for "bf16" by name there."""
     if requested != "auto":
         return requested
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    native = capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
-    return "bf16" if native and n_params >= _BF16_FROM_N_PARAMS else "fp32"
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
 
 
 def _check(model: ModelSpec, train: TrainSpec, stream: TokenStream, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -152,12 +151,13 @@ class _Run:
     """A model, its optimizer and how far they have come."""
 
     def __init__(self, model_spec: ModelSpec, train_spec: TrainSpec, stream: TokenStream, n_rows: int) -> None:
-        device = PartialState().device
+        on_cpu = not torch.cuda.is_available()  # no other accelerator: what is untried is not taken by itself
+        device = PartialState(cpu=on_cpu).device
         self.spec, self.stream, self.n_rows = train_spec, stream, n_rows
-        self.precision = resolve_precision(
-            train_spec.precision, device=device, n_params=model_spec.n_params_non_embedding
-        )
-        self.accelerator = Accelerator(mixed_precision="bf16" if self.precision == "bf16" else "no")
+        self.precision = resolve_precision(train_spec.precision, device=device)
+        # One process trains run after run, and accelerate refuses another precision until its state is let go.
+        AcceleratorState._reset_state()
+        self.accelerator = Accelerator(mixed_precision="bf16" if self.precision == "bf16" else "no", cpu=on_cpu)
         if self.accelerator.num_processes > 1:
             raise SpecError("one run trains in one process; start several runs to use several devices")
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
@@ -231,7 +231,7 @@ class _Run:
             "tokens": self.step * self.spec.batch_tokens,
             "phase": phase(self.step, self.spec),
             "is_last": self.step == self.spec.steps,
-            "train_loss": window.double().mean().item() if self.step else None,
+            "train_loss": window.cpu().double().mean().item() if self.step else None,
             "weights_digest": checkpoint.weights_digest(self.model),
             "data_digest": self.stream.digest,
             "run_digest": digest,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -80,11 +81,12 @@ def _tasks_of_file(path: Path) -> list[Task]:
     spec = importlib.util.spec_from_file_location(f"task_file_{path.stem}", path)
     assert spec is not None and spec.loader is not None  # a .py suffix always has a loader
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and pickles look their module up by name
     try:
         spec.loader.exec_module(module)
     except TaskError as error:
         raise TaskError(f"{path}: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise TaskError(f"{path}: does not import: {type(error).__name__}: {error}") from error
     found = [value for value in vars(module).values() if isinstance(value, Task)]
     tasks = [task for task in dict.fromkeys(found) if task.file.resolve() == path.resolve()]  # not those it imports

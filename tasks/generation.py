@@ -16,7 +16,7 @@ from tasks.words import DIGITS, LETTERS, drawn, spaced
 LENGTHS, SHORT_LENGTHS = {"k": range(2, 11)}, {"k": range(2, 8)}
 
 
-@task("copy", kind="generation", ability="generalisation", shots=2, train_levels=LENGTHS, k=[2, 4, 6, 10])
+@task("copy", kind="generation", ability="generalisation", shots=2, train_levels=LENGTHS, k=[2, 4, 6, 8])
 def copy(rng: np.random.Generator, k: int) -> Answer:
     """Write k letters again, in the same order."""
     letters = spaced(drawn(rng, LETTERS, k))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from rapidfuzz.distance import Levenshtein
 
 Floats = NDArray[np.float64]
 Scores = tuple[Floats, Floats | None]  # values (m,), weights (m,) or None for equal ones; the score is their mean
@@ -174,20 +175,7 @@ def token_f1(generation: str, reference: str) -> float:
 
 def edit_similarity(generation: str, reference: str) -> float:
     """1 - Levenshtein distance / length of the longer string, over characters; 1 for two empty strings."""
-    longer = max(len(generation), len(reference))
-    return 1 - levenshtein(generation, reference) / longer if longer else 1.0
-
-
-def levenshtein(a: str, b: str) -> int:
-    """The fewest insertions, deletions and substitutions that turn a into b (Wagner and Fischer 1974)."""
-    codes = np.array([ord(char) for char in b], dtype=np.int64)
-    steps = np.arange(len(b) + 1)
-    row = steps
-    for i, char in enumerate(a, start=1):
-        new = np.minimum(row[1:] + 1, row[:-1] + (codes != ord(char)))
-        # An insertion adds one per step to the right: a running minimum once the step number is taken off.
-        row = np.minimum.accumulate(np.concatenate(([i], new)) - steps) + steps
-    return int(row[-1])
+    return float(Levenshtein.normalized_similarity(generation, reference))
 
 
 def _nats_per_token(cell: Cell) -> Scores:

@@ -46,7 +46,9 @@ def test_a_failure_skips_what_needs_it_and_nothing_else(workers: int) -> None:
     assert ends(events) == {"a": "done", "b": "failed", "c": "skipped", "d": "skipped", "e": "done"}
     failed = next(e for e in events if e.state == "failed")
     assert failed.info["reason"] == "RuntimeError: no such luck" and "work" in failed.info["traceback"]
-    assert [e.info["reason"] for e in events if e.state == "skipped"] == ["b failed", "c failed"]
+    assert [e.info["reason"] for e in events if e.state == "skipped"] == [
+        f"needs {key}, which failed: RuntimeError: no such luck" for key in "bc"
+    ]
 
 
 def test_jobs_start_after_what_they_need_and_costliest_first() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FORBIDDEN = {"models": {"tasks", "harness"}, "tasks": {"models", "harness", "torch", "transformers"}}
-TORCH_FREE = ("store", "scores", "fits", "emergence", "figures", "report", "analyze", "width", "wording")
+TORCH_FREE = ("store", "scores", "fits", "emergence", "figures", "report", "analyze", "width", "wording", "curves")
 
 
 def imported(path: Path) -> set[str]:

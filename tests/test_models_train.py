@@ -194,8 +194,8 @@ def test_a_folder_is_never_continued_with_another_recipe(straight, stream, token
 
 
 def test_bf16_trains_in_mixed_precision_with_float32_weights():
-    assert training.resolve_precision("bf16", device=torch.device("cpu"), n_params=1) == "bf16"
-    assert training.resolve_precision("auto", device=torch.device("cpu"), n_params=1) == "fp32"
+    assert training.resolve_precision("bf16", device=torch.device("cpu")) == "bf16"
+    assert training.resolve_precision("auto", device=torch.device("cpu")) == "fp32"
     rows = torch.arange(CONTEXT + 1)[None, :]
     model = build(spec("2x16"), seed=0)
     loss = NextTokenLoss(model, n_rows=1, n_positions=CONTEXT)

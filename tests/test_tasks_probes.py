@@ -346,7 +346,7 @@ def test_training_rows_are_drawn_fast() -> None:
 
 def test_levels_are_those_of_the_tables() -> None:
     names = {task.name: [level_name(level) for level in task.levels] for task in TASKS}
-    assert names["copy"] == ["k=2", "k=4", "k=6", "k=10"]
+    assert names["copy"] == ["k=2", "k=4", "k=6", "k=8"]
     assert names["recall"] == ["pairs=2", "pairs=4", "pairs=8"]
     assert names["text"] == [""]
     assert {task.name for task in TASKS if task.role == "control"} == {"fact_new", "coin", "parity"}
