@@ -6,7 +6,8 @@
     results.scores, results.verdicts           # pandas
     harness.write_report(results, "reports/demo")
 
-Nothing heavy is imported before it is called; all but `run_sweep` work without torch."""
+Nothing heavy is imported before it is called; all but `run_sweep` work without torch. A script that calls `run_sweep`
+does so under `if __name__ == "__main__":`, because worker processes import the script again."""
 
 from __future__ import annotations
 

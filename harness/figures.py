@@ -187,7 +187,11 @@ def scaling_figure(data: pd.DataFrame, fits: pd.DataFrame) -> Figure:
         if alpha is None:
             top.set_title("Loss against scale: no fit")
         else:
-            top.set_title(f"Loss {'falls' if alpha > 0 else 'does not fall'}{towards}, exponent {alpha:.3f}{spread}")
+            top.set_title(f"Loss {'falls' if alpha > 0 else 'does not fall'}{towards}")
+            # Upper right: a falling loss leaves that corner free, and a title would be too long.
+            top.annotate(
+                f"exponent {alpha:.3f}{spread}", (0.98, 0.94), xycoords="axes fraction", ha="right", fontsize="small"
+            )
         low.axhline(0, color=COLORS[0], lw=1)
         if "residual" in points:
             low.plot(points["x"], points["residual"], "o", ms=4, mfc="none", mec=INK, mew=0.9)

@@ -99,7 +99,7 @@ def fit_power_law(
         if not ALPHAS[0] * 1.01 < floored.params[2] < ALPHAS[-1] * 0.99:
             note = f"floor not identified: alpha runs to the end of its range ({floored.params[2]:.3g})"
         elif floored.aicc >= plain.aicc:
-            note = f"floor not identified: AICc prefers none by {floored.aicc - plain.aicc:.1f}"
+            note = f"floor not identified: the fit without one is preferred by AICc, by {floored.aicc - plain.aicc:.1f}"
         else:
             tried = _resample(u, y, counts, floor=True)
             low, high = _percentiles(tried[:, 0])
