@@ -21,7 +21,7 @@ Mixture = Sequence[tuple[Task, float]]
 
 # Separate streams of random numbers for what must never coincide.
 _ROWS, _TOKENIZER, _RATE = 0, 1, 2
-_TOKENIZER_ROWS = 4_000  # about 1.5 MB of text
+_TOKENIZER_ROWS = 6_000  # about 2 MB of text
 _CHARS_PER_ROW = 400
 _CHUNK = 1_000
 

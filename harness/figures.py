@@ -25,6 +25,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from PIL import Image
 
 from harness.wording import AXES, LABELS, label_name, loads, metric_name, natural, scale, visible
+from tasks.metrics import METRICS
 
 INK, GRID, PAPER = "#1f2328", "#d9dde3", "#ffffff"  # the page turns these three into its own colours
 COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
@@ -263,8 +264,8 @@ def curve_figure(data: pd.DataFrame, label_of: Callable[[str, str], str | None],
             color, marker, dash = COLORS[i % 6], MARKERS[i % 6], DASHES[i % 6]
             cell = rows[(rows["level"] == level) & rows["value"].notna()]
             line = cell.drop_duplicates("x")[["x", "mean", "lo", "hi"]].astype(float)
-            if bounded:  # a t interval of few seeds reaches past what a share can be
-                line = line.assign(lo=line["lo"].clip(0, 1), hi=line["hi"].clip(0, 1))
+            # A t interval of few seeds reaches past what a share or a loss can be.
+            line = line.assign(lo=line["lo"].clip(*METRICS[metric].bounds), hi=line["hi"].clip(*METRICS[metric].bounds))
             ax.fill_between(line["x"], line["lo"], line["hi"], color=color, alpha=0.13, lw=0)
             ax.plot(line["x"], line["mean"], color=color, ls=dash)
             ax.plot(cell["x"], cell["value"], marker, color=color, ms=3.2, mew=0, alpha=0.75)

@@ -106,6 +106,19 @@ def test_a_failed_run_is_named_and_the_exit_code_is_1(run, spec: Path, monkeypat
     assert "failed: 1x16-s0-" in err and "the loss became inf at step 1" in err and "error.json" in err
 
 
+def test_when_every_run_fails_the_reason_is_told_and_the_exit_code_is_1(
+    run, spec: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import models.tokenizer
+
+    def broken(texts, vocab_size):
+        raise RuntimeError("the tokenizer has no room")
+
+    monkeypatch.setattr(models.tokenizer, "train_tokenizer", broken)
+    code, out, err = run("sweep", spec)
+    assert (code, out) == (1, "") and "failed: 1x8-s0-" in err and "the tokenizer has no room" in err
+
+
 def test_listings_are_json_where_a_program_would_read_them(run) -> None:
     tasks = json.loads(run("tasks", "list", "--json")[1])
     assert {task["kind"] for task in tasks} == {"language modeling", "classification", "qa", "generation"}

@@ -211,3 +211,58 @@ def test_a_worker_does_a_job_from_its_order_alone(spec: Path, tmp_path: Path) ->
     assert [job.key.split("-")[0] for job in jobs] == ["tokenizer", "data", "1x8", "2x16"]
     assert do(jobs[0], lambda info: None) == {}
     assert list((tmp_path / "tiny" / "data").glob("*/tokenizer/tokenizer.json"))
+
+
+def test_a_task_that_cannot_be_asked_costs_no_other_its_answers(spec: Path, undisturbed: Path, tmp_path: Path) -> None:
+    (tmp_path / "long.py").write_text(
+        "from tasks import Choice, task\n"
+        "@task('long', kind='qa', shared=True, size=2)\n"
+        "def long(rng):\n"
+        "    return Choice(f'{rng.integers(100)} :', ['a ' * 200 + 'b', 'c'], 1)\n"
+    )
+    events = sweep(spec, undisturbed, str(tmp_path / "long.py"))
+    failed = [e.info["reason"] for e in events if e.state == "failed"]
+    assert len(failed) == 2 and all("long at step 0: " in reason and "step 120" in reason for reason in failed)
+    found = load_results(undisturbed / "tiny")
+    assert set(found.missing["task"]) == {"long"} and set(found.scores["task"]) == {"copy", "recall", "coin"}
+    sweep(spec, undisturbed)
+    assert load_results(undisturbed / "tiny").missing.empty
+
+
+def test_asking_more_documents_of_a_task_makes_its_parts_anew_and_no_others(spec: Path, tmp_path: Path) -> None:
+    unlimited = tmp_path / "tiny.toml"
+    unlimited.write_text(SPEC.replace("documents = 6\n", ""))
+    digests = []
+    for size in (3, 5):
+        (tmp_path / "more.py").write_text(
+            "from tasks import Choice, task\n"
+            f"@task('more', kind='qa', shared=True, size={size})\n"
+            "def more(rng):\n"
+            "    return Choice(f'{rng.integers(10000)} :', ['a', 'b'], 1)\n"
+        )
+        loaded = load_sweep(unlimited, extra_tasks=[str(tmp_path / "more.py")])
+        digests.append({task.name: loaded.digest_of(task) for task in loaded.tasks})
+    assert [name for name in digests[0] if digests[0][name] != digests[1][name]] == ["more"]
+
+
+def test_a_users_hidden_files_in_a_results_folder_survive(spec: Path, undisturbed: Path) -> None:
+    kept = undisturbed / "tiny" / ".git" / "config"
+    kept.parent.mkdir()
+    kept.write_text("mine")
+    stray = undisturbed / "tiny" / "samples" / ".part.parquet.123.tmp"
+    stray.write_text("half")
+    sweep(spec, undisturbed)
+    assert kept.read_text() == "mine" and not stray.exists()
+
+
+def test_a_sweep_in_one_process_uses_one_thread(spec: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys, torch; from pathlib import Path\n"
+        "from harness.plan import make_plan; from harness.spec import load_sweep\n"
+        "from harness.sweep import do, make_jobs\n"
+        "torch.set_num_threads(2)\n"
+        "do(make_jobs(make_plan(load_sweep(sys.argv[1]), Path(sys.argv[2])))[0], print)\n"
+        "assert torch.get_num_threads() == 1"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(spec), str(tmp_path)], check=True, env=environment)
