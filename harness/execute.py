@@ -146,7 +146,7 @@ def _serve(connection: Connection, work: Work) -> None:
     while True:
         try:
             job = connection.recv()
-        except (EOFError, KeyboardInterrupt):
+        except EOFError:
             return
         connection.send(_attempt(job, work, connection.send))
 

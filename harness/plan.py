@@ -88,14 +88,14 @@ def make_plan(sweep: Sweep, results: Path) -> Plan:
     plans = []
     for run in sweep.runs:
         run_folder = folder / "runs" / run.run_id
+        steps = evaluated_steps(run, sweep.spec.evaluate.checkpoints)
         cells = [
             (step, task.name)
-            for step in evaluated_steps(run, sweep.spec.evaluate.checkpoints)
+            for step in steps
             for task in sweep.tasks
             if not is_part(samples_path(folder, run.run_id, step, task.name, sweep.digest_of(task)))
         ]
         error = run_folder / "error.json"
-        steps = evaluated_steps(run, sweep.spec.evaluate.checkpoints)
         plans.append(
             RunPlan(
                 run=run,

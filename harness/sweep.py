@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from harness import corpus
-from harness.execute import Event, Job, Progress, Report, one_thread, run_jobs
+from harness.execute import Event, Job, Progress, Report, run_jobs
 from harness.plan import Plan, RunPlan, evaluated_steps, make_plan
 from harness.spec import Sweep, SweepSpec, resolve
 from harness.store import (
@@ -61,7 +61,6 @@ def run_missing(sweep: Sweep, results: Path, *, workers: int, report: Report) ->
     """Train and evaluate what is missing under `results`/<name>; return the plan as it stands afterwards.
 
     `workers` = 0 works in this process. A failed run leaves error.json beside its checkpoints and the others go on."""
-    one_thread()
     _load.cache_clear()  # a task file may have been edited since the last sweep of this process
     folder = results / sweep.spec.name
     with locked(folder):
@@ -143,16 +142,14 @@ def do(job: Job, progress: Progress) -> dict[str, Any]:
     torch.set_num_threads(1)  # also where torch was loaded before its environment was set
     order: Order = job.payload
     sweep = _load(order.spec_json, order.spec_folder, order.extra_tasks)
-    vocab_size = sweep.spec.family.vocab_size
     tokenizer = tokenizer_path(sweep, order.results)
     if order.run:
         if not order.run.trained:
             _train(order.run, tokenizer, stream_path(sweep, order.results, order.run.run.train.data_seed), progress)
         _evaluate(order.run, sweep, order.results, progress)
         (order.run.folder / "error.json").unlink(missing_ok=True)
-        return {"cpu_seconds": read_json(order.run.folder / "run.json")["cpu_seconds"]}
-    if order.data_seed is None:
-        corpus.prepare_tokenizer(sweep.mixture, tokenizer, vocab_size=vocab_size)
+    elif order.data_seed is None:
+        corpus.prepare_tokenizer(sweep.mixture, tokenizer, vocab_size=sweep.spec.family.vocab_size)
     else:
         n_rows, row_tokens = stream_shape(sweep)
         corpus.prepare_stream(
@@ -224,13 +221,16 @@ def _train(plan: RunPlan, tokenizer_folder: Path, stream: Path, progress: Progre
             "tokenizer_digest": tokenizer_digest(tokenizer),
             "checkpoints": [{k: v for k, v in meta.items() if k not in measured} for meta in checkpoints],
             **{key: checkpoints[-1][key] for key in measured},
-            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT,
+            "peak_memory_bytes": _peak_memory_bytes(),
             "environment": environment(),
         },
     )
 
 
-_MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024  # Linux counts kilobytes
+def _peak_memory_bytes() -> int:
+    """Return the most memory that this process has held so far, earlier runs of a kept-alive worker included."""
+    unit = 1 if sys.platform == "darwin" else 1024  # Linux counts kilobytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def environment() -> dict[str, str]:
@@ -274,9 +274,7 @@ def _evaluate(plan: RunPlan, sweep: Sweep, results: Path, progress: Progress) ->
             n_done += 1
     ledger = read_json(plan.folder / "run.json")
     ledger["evaluate_cpu_seconds"] = ledger.get("evaluate_cpu_seconds", 0.0) + time.process_time() - started
-    ledger["peak_memory_bytes"] = max(
-        ledger["peak_memory_bytes"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT
-    )
+    ledger["peak_memory_bytes"] = max(ledger["peak_memory_bytes"], _peak_memory_bytes())
     write_json(plan.folder / "run.json", ledger)
     if failures:
         raise EvaluationFailed("; ".join(failures))
