@@ -12,9 +12,16 @@ import numpy as np
 from scipy.stats import chi2 as chi2_dist
 from scipy.stats import f as f_dist
 
-from harness.fits import LogisticSurface, logistic_grid, logistic_surface, profile_interval, profile_limit, sigmoid_at
+from harness.fits.forms import LN81
+from harness.fits.logistic import (
+    LogisticSurface,
+    logistic_grid,
+    logistic_surface,
+    profile_interval,
+    profile_limit,
+    sigmoid_at,
+)
 
-LN81 = math.log(81)
 N_DRAWS = 400  # of the parametric bootstrap
 
 

@@ -1,57 +1,20 @@
-"""Functional forms fitted to curves: power laws of the loss, with and without a floor, and the bounded logistic.
-
-A fit keeps its provenance: objective, starts and how many agree, convergence, and why a simpler form was taken."""
+"""Power laws of one variable, with and without a floor."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from scipy.optimize import least_squares
-from scipy.stats import t as student_t
 
-LN81 = math.log(81)  # a logistic climbs from 10 to 90 % over ln 81 units of its argument
-HUBER_DELTA = 1e-3  # in ln y; far below the noise, so the objective is nearly the sum of absolute residuals
+from harness.fits.fit import HUBER_DELTA, Fit, percentiles
+
 ALPHAS = np.geomspace(0.01, 2.0, 64)
 MIN_SIZES_POWER_LAW = 3
 MIN_SIZES_FLOOR = 5  # three parameters and something left to check them with
-
-# The losses of language modelling that fits_table describes, and the axes it describes them along.
-LOSSES = ("nats_per_token", "bits_per_byte")
-AXES = ("n_params_non_embedding", "flops")
-
-
-@dataclass(frozen=True)
-class Fit:
-    """One fitted form. `ci` holds 95 % intervals by parameter name; an open end is infinite."""
-
-    form: str  # "power_law": A x^-alpha, "power_law_floor": E + A x^-alpha, "logistic", "none"
-    x: str  # what the form is a function of
-    params: dict[str, float]
-    ci: dict[str, tuple[float, float]]
-    objective: float  # Huber sum on ln y (power laws) or chi-squared (logistic) at the optimum
-    n_points: int
-    n_sizes: int
-    n_starts: int
-    n_starts_agreeing: int  # starts that ended within 0.1 % of the best objective
-    converged: bool
-    aicc: float
-    note: str = ""
-    band: dict[str, list[float]] = field(default_factory=dict)  # x, y, lo, hi over the observed range
-
-    def predict(self, x: Any) -> np.ndarray:
-        """Return the fitted curve at x (any shape). Raises ValueError where nothing was fitted."""
-        p, x = self.params, np.asarray(x, dtype=float)
-        if self.form.startswith("power_law"):
-            return p.get("E", 0.0) + p["A"] * x ** -p["alpha"]
-        if self.form == "logistic":
-            return p["f"] + p["h"] / (1 + np.exp(-LN81 * (x - p["m"]) / p["w"]))
-        raise ValueError(f"nothing was fitted: {self.note}")
 
 
 def fit_power_law(
@@ -102,7 +65,7 @@ def fit_power_law(
             note = f"floor not identified: the fit without one is preferred by AICc, by {floored.aicc - plain.aicc:.1f}"
         else:
             tried = _resample(u, y, counts, floor=True)
-            low, high = _percentiles(tried[:, 0])
+            low, high = percentiles(tried[:, 0])
             if low <= 0 or high > 2 * low:
                 note = f"floor not identified: estimate {floored.params[0]:.3g}, interval {low:.3g} to {high:.3g}"
             else:
@@ -119,7 +82,7 @@ def fit_power_law(
         form="power_law" if chosen is plain else "power_law_floor",
         x=x_name,
         params={name: float(point[name]) for name in names},
-        ci={name: _percentiles(ends[name]) for name in names},
+        ci={name: percentiles(ends[name]) for name in names},
         objective=chosen.objective,
         n_points=len(x),
         n_sizes=n_sizes,
@@ -220,147 +183,3 @@ def _bootstrap_counts(runs: np.ndarray, x: np.ndarray, rng: np.random.Generator,
     sizes = np.unique(x, return_inverse=True)[1]
     seen = np.stack([(counts[:, sizes == k] > 0).any(axis=1) for k in range(sizes.max() + 1)], axis=1).sum(axis=1)
     return counts[seen >= MIN_SIZES_POWER_LAW]
-
-
-def _percentiles(values: np.ndarray) -> tuple[float, float]:
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)
-
-
-@dataclass(frozen=True)
-class LogisticSurface:
-    """The best bounded logistic at every midpoint and width of a grid; arrays are (n_widths, n_midpoints)."""
-
-    m: np.ndarray  # midpoint, in units of s
-    w: np.ndarray  # 10-90 % width, in units of s
-    f: np.ndarray  # floor
-    h: np.ndarray  # height
-    chi2: np.ndarray
-
-
-def logistic_grid(s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return midpoints and widths (n_widths, n_midpoints) to search: beyond both ends, from a step to near straight."""
-    span = s.max() - s.min()
-    m = np.linspace(s.min() - span / 2, s.max() + span / 2, 161)
-    w = np.geomspace(span / 80, 8 * span, 56)
-    return np.meshgrid(m, w)
-
-
-def sigmoid_at(s: np.ndarray, m: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """Return sigmoid(ln 81 (s - m) / w) for every grid point: (n_widths, n_midpoints, K)."""
-    return 1 / (1 + np.exp(-np.clip(LN81 * (s - m[..., None]) / w[..., None], -500, 500)))
-
-
-def logistic_surface(s: np.ndarray, y: np.ndarray, var: np.ndarray) -> LogisticSurface:
-    """Solve y = f + h sigmoid(ln 81 (s - m) / w) for f and h at every (m, w), under f >= 0, h >= 0 and f + h <= 1.
-
-    s, y, var (K,): scale, value and variance of the value. For given (m, w) this is a quadratic over a triangle:
-    its free optimum if that is inside, else the best point of the three edges."""
-    m, w = logistic_grid(s)
-    z, p = sigmoid_at(s, m, w), 1 / var
-    s0, t0, syy = p.sum(), (p * y).sum(), (p * y * y).sum()
-    s1, s2, t1 = z @ p, (z * z) @ p, z @ (p * y)
-
-    def chi2(f: Any, h: Any) -> Any:
-        return syy - 2 * f * t0 - 2 * h * t1 + f * f * s0 + 2 * f * h * s1 + h * h * s2
-
-    tiny = 1e-300
-    det = s0 * s2 - s1 * s1
-    good = det > 1e-12 * s0 * np.maximum(s2, tiny)
-    f = np.where(good, (s2 * t0 - s1 * t1) / np.where(good, det, 1.0), -1.0)
-    h = np.where(good, (s0 * t1 - s1 * t0) / np.where(good, det, 1.0), -1.0)
-    inside = (f >= 0) & (h >= 0) & (f + h <= 1)
-    flat = np.full_like(s1, np.clip(t0 / s0, 0, 1))
-    from_zero = np.clip(t1 / np.maximum(s2, tiny), 0, 1)
-    drop = np.clip((s0 - s1 - t0 + t1) / np.maximum(s0 - 2 * s1 + s2, tiny), 0, 1)  # h on the edge f + h = 1
-    fs = np.stack([f, flat, np.zeros_like(f), 1 - drop])
-    hs = np.stack([h, np.zeros_like(h), from_zero, drop])
-    value = chi2(fs, hs)
-    value[0] = np.where(inside, value[0], np.inf)
-    pick = value.argmin(axis=0)[None]
-    f, h, best = (np.take_along_axis(v, pick, axis=0)[0] for v in (fs, hs, value))
-    return LogisticSurface(m, w, f, h, np.maximum(best, 0.0))
-
-
-def profile_interval(w: np.ndarray, profile: np.ndarray, limit: float) -> tuple[float, float]:
-    """Return the outermost widths at which the profile (n_widths,) stays under `limit`, interpolated in log w.
-
-    0 or infinity where the profile is still under the limit at the end of the grid: the data leave that side open."""
-    under = np.flatnonzero(profile <= limit)
-    i, j = under[0], under[-1]
-
-    def between(a: int, b: int) -> float:  # profile crosses the limit between grid points a (under) and b (over)
-        share = (limit - profile[a]) / (profile[b] - profile[a])
-        return float(np.exp(np.log(w[a]) + share * (np.log(w[b]) - np.log(w[a]))))
-
-    return 0.0 if i == 0 else between(i, i - 1), math.inf if j == len(w) - 1 else between(j, j + 1)
-
-
-def profile_limit(chi2: float, n: int, df: float) -> float:
-    """Return the chi-squared up to which a logistic is inside the 95 % region of one parameter.
-
-    The quantile is that of t^2 with the df of the variance estimate, widened by chi2 / df where the form fits badly."""
-    scale = max(1.0, chi2 / max(n - 4, 1))
-    return chi2 + float(student_t.ppf(0.975, df)) ** 2 * scale
-
-
-def fit_logistic(s: Any, y: Any, var: Any, *, df: float = math.inf, x_name: str = "log10 scale") -> Fit:
-    """Fit y = f + h sigmoid(ln 81 (s - m) / w) to values in [0, 1]; w is the 10-90 % width in units of s.
-
-    s, y, var (K,): scale, mean and its variance, estimated with `df` degrees of freedom. The interval on w is the
-    profile likelihood's, wider by max(1, chi2 / df of the fit). Raises ValueError for fewer than 4 distinct scales."""
-    s, y, var = (np.asarray(v, dtype=float) for v in (s, y, var))
-    if len(np.unique(s)) < 4:
-        raise ValueError(f"logistic: needs at least 4 distinct scales for its 4 parameters, got {len(np.unique(s))}")
-    if not (np.isfinite(s) & np.isfinite(y) & np.isfinite(var) & (var > 0)).all():
-        raise ValueError("logistic: scales, values and variances must be finite, variances positive")
-    surface = logistic_surface(s, y, var)
-    best = np.unravel_index(surface.chi2.argmin(), surface.chi2.shape)
-    chi2 = float(surface.chi2[best])
-    profile = surface.chi2.min(axis=1)
-    ci = profile_interval(surface.w[:, 0], profile, profile_limit(chi2, len(s), df))
-    k, n = 4, len(s)
-    valleys = (profile[1:-1] < profile[:-2]) & (profile[1:-1] <= profile[2:])
-    return Fit(
-        form="logistic",
-        x=x_name,
-        params={name: float(getattr(surface, name)[best]) for name in ("f", "h", "m", "w")},
-        ci={"w": ci},
-        objective=chi2,
-        n_points=n,
-        n_sizes=len(np.unique(s)),
-        n_starts=surface.chi2.size,
-        n_starts_agreeing=int((surface.chi2 <= chi2 * 1.001 + 1e-12).sum()),
-        converged=bool(valleys.any()),
-        aicc=chi2 + 2 * k + (2 * k * (k + 1) / (n - k - 1) if n > k + 1 else math.inf),
-        note="" if valleys.any() else "the width is not bounded: the best fit lies at the end of the grid",
-    )
-
-
-def fits_table(scores: pd.DataFrame) -> pd.DataFrame:
-    """Fit every language-modelling loss of the last checkpoints along model size and compute; one row per fit.
-
-    A loss with too few sizes gets a row of form "none" whose note says so. `params`, `ci` and `band` are JSON."""
-    rows = scores[scores["is_last"].astype(bool) & scores["value"].notna()]
-    rows = rows[(rows["kind"] == "language modeling") & rows["metric"].isin(LOSSES) & (rows["role"] != "control")]
-    table = []
-    for (task, level, metric), cell in rows.sort_values(["task", "level", "metric", "run_id"]).groupby(
-        ["task", "level", "metric"], sort=True
-    ):
-        subject = ":".join(part for part in (task, level, metric) if part)
-        for axis in AXES:
-            try:
-                fit = fit_power_law(cell[axis], cell["value"], groups=list(cell["run_id"]), x_name=axis)
-            except ValueError as error:
-                fit = Fit(
-                    "none", axis, {}, {}, math.nan, len(cell), cell[axis].nunique(), 0, 0, False, math.nan, str(error)
-                )
-            table.append({"subject": subject} | {name: _flat(value) for name, value in vars(fit).items()})
-    columns = ["subject", *Fit.__dataclass_fields__]
-    return pd.DataFrame(table, columns=columns)
-
-
-def _flat(value: Any) -> Any:
-    if not isinstance(value, Mapping):
-        return value
-    return json.dumps(value, sort_keys=True)
