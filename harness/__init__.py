@@ -11,7 +11,7 @@ does so under `if __name__ == "__main__":`, because worker processes import the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,11 +45,13 @@ def load_results(path: str | Path) -> Results:
     return store.load_results(path)
 
 
-def analyze_results(path: str | Path) -> Results:
-    """Score the stored answers of a results folder again, fit, and judge; no model is run."""
+def analyze_results(path: str | Path, *, axis: str = "flops", constants: Mapping[str, float] | None = None) -> Results:
+    """Score the stored answers of a results folder again, fit, judge and forecast; no model is run.
+
+    `axis`: the scale of the verdicts; `constants`: those of the verdict that replace the stored spec's, by name."""
     from harness.analyze import analyze
 
-    return analyze(Path(path))
+    return analyze(Path(path), axis=axis, constants=constants)
 
 
 def write_report(results: Results | str | Path, out: str | Path) -> Path:

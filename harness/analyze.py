@@ -4,15 +4,31 @@ Every table is a function of what is on disk: the same folder gives the same byt
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
+from hashlib import sha256
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from harness.emergence import Constants, verdicts_table
+from harness.curves import Constants, read_constants
+from harness.emergence import verdicts_table
 from harness.fits import fits_table
-from harness.scores import examples_table, scores_table
+from harness.forecast import backtests_table, forecasts_table
+from harness.links import curve_links_table, links_table
+from harness.scores import (
+    COLUMNS,
+    EXAMPLE_COLUMNS,
+    add_scale,
+    add_seed_intervals,
+    examples_table,
+    score_cells,
+    scores_table,
+)
 from harness.store import (
+    TABLES,
     Results,
     StoreError,
     documents_path,
@@ -24,6 +40,7 @@ from harness.store import (
     write_json,
     write_table,
 )
+from tasks.metrics import METRICS
 
 RUN_COLUMNS = (
     *("run_id", "sweep", "size", "n_layer", "d_model", "n_head", "d_ff", "vocab_size", "context_length"),
@@ -31,16 +48,20 @@ RUN_COLUMNS = (
     *("phase", "is_last", "train_loss", "peak_lr", "parametrization", "precision", "attention", "device"),
     *("weights_digest", "data_digest", "tokenizer_digest"),
 )
+_ORDER = ["task", "level", "metric", "n_params", "size", "seed", "run_id", "step"]
 
 
-def analyze(folder: Path) -> Results:
+def analyze(folder: Path, *, axis: str = "flops", constants: Mapping[str, Any] | None = None) -> Results:
     """Write every table of a results folder and return them.
 
-    Where the raw answers are not there (a folder that was shared without them) the stored scores are analysed again.
-    Raises StoreError when there is neither."""
+    `constants` replace those of the stored spec, and `axis` is the scale of the verdicts; both are recorded in
+    analysis.json. Where the raw answers are not there (a folder that was shared without them) the stored scores and
+    links are analysed again. Raises StoreError when there is neither."""
     tasks, stored = read_json(folder / "tasks.json"), read_json(folder / "spec.json")
-    constants = Constants(**stored["spec"]["verdict"])
-    if any((folder / "samples").glob("*/*/*.parquet")):
+    chosen = read_constants(stored["spec"]["verdict"] | dict(constants or {}))
+    if stored.get("imported"):
+        scores, tables = _imported(folder, stored["spec"]["name"], tasks, chosen)
+    elif any((folder / "samples").glob("*/*/*.parquet")):
         runs, missing = _runs(folder, stored, tasks)
         documents = pd.concat([read_table(documents_path(folder, t["name"], t["digest"])) for t in tasks])
         samples = _samples(folder, runs, tasks)
@@ -48,18 +69,75 @@ def analyze(folder: Path) -> Results:
         tables = {
             "runs": runs,
             "scores": scores,
+            "links": links_table(samples, documents, tasks, runs, scores, chosen),
             "examples": examples_table(samples, documents, tasks, runs),
             "missing": missing,
         }
         write_json(folder / "ledger.json", [_ledger(path) for path in sorted((folder / "runs").glob("*/run.json"))])
     elif (folder / "scores.parquet").exists():
-        scores, tables = read_table(folder / "scores.parquet"), {}
+        scores, links = read_table(folder / "scores.parquet"), folder / "links.parquet"
+        tables = {"links": read_table(links) if links.exists() else curve_links_table(scores, chosen)}
     else:
         raise StoreError(f"{folder}: neither answers nor scores are there yet; make them with: harness sweep SPEC")
-    tables |= {"fits": fits_table(scores), "verdicts": verdicts_table(scores, constants=constants)}
+    tables |= {"fits": fits_table(scores), "backtests": backtests_table(scores)}
+    tables["forecasts"] = forecasts_table(scores, backtests=tables["backtests"])
+    tables["verdicts"] = verdicts_table(scores, chosen, axis, backtests=tables["backtests"], links=tables["links"])
     for name, table in tables.items():
         write_table(folder / f"{name}.parquet", table)
+    write_json(folder / "analysis.json", _trace(folder, axis, chosen))
     return load_results(folder)
+
+
+def _trace(folder: Path, axis: str, constants: Constants) -> dict[str, Any]:
+    """Return what the tables were made by: code, choices, and a digest of every table."""
+    tables = {name: sha256((folder / f"{name}.parquet").read_bytes()).hexdigest()[:12] for name in TABLES}
+    here = Path(__file__).parent
+    code = sha256()
+    for path in sorted([*here.glob("*.py"), *(here / "fits").glob("*.py"), *(here.parent / "tasks").glob("*.py")]):
+        code.update(path.name.encode() + path.read_bytes())
+    return {
+        "version": metadata.version("emergence-harness"),
+        "code_digest": code.hexdigest()[:12],
+        "axis": axis,
+        "constants": asdict(constants),
+        "tables": tables,
+    }
+
+
+def _imported(
+    folder: Path, name: str, tasks: list[dict[str, Any]], constants: Constants
+) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
+    """Return the scores of an import, and its tables of runs, scores, examples and what is missing.
+
+    Scores the files report stand as they are; stored answers add the metrics that the files do not report."""
+    if not (folder / "imported" / "source.json").exists():
+        raise StoreError(f"{folder}: its import was not finished; run the same harness import again")
+    runs, scores, missing = (
+        read_table(folder / "imported" / f"{part}.parquet") for part in ("runs", "scores", "missing")
+    )
+    examples = pd.DataFrame(columns=EXAMPLE_COLUMNS)
+    answered = [t for t in tasks if documents_path(folder, t["name"], t["digest"]).exists()]
+    if answered:
+        documents = pd.concat([read_table(documents_path(folder, t["name"], t["digest"])) for t in answered])
+        samples = _samples(folder, runs, answered)
+        keys = ["run_id", "step", "task", "level", "metric"]
+        again = score_cells(samples, documents, answered)
+        again = again[~again.set_index(keys).index.isin(scores.set_index(keys).index)]
+        bounds = [METRICS[metric].bounds for metric in again["metric"]]
+        again["lower_bound"], again["upper_bound"] = ([b[i] for b in bounds] for i in (0, 1))
+        scores = pd.concat([scores, again], ignore_index=True)
+        examples = examples_table(samples, documents, answered, runs)
+    there = set(zip(scores["task"], scores["level"], scores["metric"], strict=True))
+    asked = zip(scores["task"], scores["level"], scores["partner"], strict=True)
+    scores["partner"] = [key[2] if key in there else None for key in asked]
+    scores = add_seed_intervals(add_scale(scores, runs)).sort_values(_ORDER, ignore_index=True)
+    scores = scores[[*COLUMNS, *(c for c in ("lower_bound", "upper_bound") if c not in COLUMNS)]]
+    runs = runs.assign(sweep=name, flops_per_token=(runs["flops"] / runs["tokens"]).where(runs["tokens"] > 0))
+    runs = runs.reindex(columns=list(RUN_COLUMNS))
+    links = curve_links_table(scores, constants)
+    if answered:
+        links = links_table(samples, documents, answered, runs, scores, constants)
+    return scores, {"runs": runs, "scores": scores, "links": links, "examples": examples, "missing": missing}
 
 
 def _ledger(path: Path) -> dict[str, Any]:

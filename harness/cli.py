@@ -8,13 +8,14 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-if TYPE_CHECKING:
-    import pandas as pd
+from harness import cli_study
+from harness.console import DEFAULT_REPORTS, JsonOption, ReportsOption, print_table, verdict_summary
 
+if TYPE_CHECKING:
     from harness.plan import Plan
 
 app = typer.Typer(
@@ -30,9 +31,7 @@ app.add_typer(tasks_app, name="tasks")
 app.add_typer(family_app, name="family")
 
 Spec = Annotated[str, typer.Argument(metavar="SPEC", help="A sweep's TOML file, or a built-in sweep: demo, smoke.")]
-ResultsFolder = Annotated[Path, typer.Argument(metavar="RESULTS", help="A sweep's results folder, e.g. results/demo.")]
 ResultsOption = Annotated[Path, typer.Option("--results", metavar="DIR", help="Where results folders stand.")]
-ReportsOption = Annotated[Path, typer.Option("--reports", metavar="DIR", help="Where report folders stand.")]
 TasksOption = Annotated[
     list[str] | None, typer.Option("--tasks", metavar="NAME|FILE", help="Ask these as well; may be given repeatedly.")
 ]
@@ -41,9 +40,8 @@ WorkersOption = Annotated[
     typer.Option("--workers", min=0, help="Processes; 0 works in this one. Default: one per core, 0 for a tiny sweep."),
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Say nothing but failures while it runs.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
-_DEFAULT_RESULTS, _DEFAULT_REPORTS = Path("results"), Path("reports")
+_DEFAULT_RESULTS = Path("results")
 
 
 @app.command()
@@ -65,7 +63,7 @@ def sweep(
     spec: Spec,
     tasks: TasksOption = None,
     results: ResultsOption = _DEFAULT_RESULTS,
-    reports: ReportsOption = _DEFAULT_REPORTS,
+    reports: ReportsOption = DEFAULT_REPORTS,
     workers: WorkersOption = None,
     quiet: QuietOption = False,
 ) -> None:
@@ -101,7 +99,7 @@ def sweep(
     found = analyze_folder(after.folder)
     page = build_report(found, reports / loaded.spec.name)
     cpu = sum(entry["cpu_seconds"] + entry.get("evaluate_cpu_seconds", 0.0) for entry in found.ledger)
-    _print_table(_verdict_summary(found.verdicts), as_json=False)
+    print_table(verdict_summary(found.verdicts), as_json=False)
     print(f"this command: {minutes(time.monotonic() - started)}; CPU time of all runs in the folder: {minutes(cpu)}")
     print(f"tables: {after.folder}\nreport: {page}")
     if failed:
@@ -112,30 +110,12 @@ def sweep(
 def demo(
     tasks: TasksOption = None,
     results: ResultsOption = _DEFAULT_RESULTS,
-    reports: ReportsOption = _DEFAULT_REPORTS,
+    reports: ReportsOption = DEFAULT_REPORTS,
     workers: WorkersOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Run the built-in demo sweep: a real family, real training, a report with curves."""
     sweep("demo", tasks, results, reports, workers, quiet)
-
-
-@app.command()
-def analyze(results: ResultsFolder) -> None:
-    """Score stored answers again, fit, and judge. Runs no model and needs no torch."""
-    from harness.analyze import analyze as analyze_folder
-
-    found = analyze_folder(results)
-    _print_table(_verdict_summary(found.verdicts), as_json=False)
-    print(f"tables: {results}")
-
-
-@app.command()
-def report(results: ResultsFolder, reports: ReportsOption = _DEFAULT_REPORTS) -> None:
-    """Write the report of a results folder."""
-    from harness import load_results, write_report
-
-    print(f"report: {write_report(load_results(results), reports / results.resolve().name)}")
 
 
 @tasks_app.command("list")
@@ -166,7 +146,7 @@ def tasks_list(
         }
         for task in found
     ]
-    _print_table(pd.DataFrame(rows), as_json=False)
+    print_table(pd.DataFrame(rows), as_json=False)
 
 
 @family_app.command("show")
@@ -193,7 +173,7 @@ def family_show(spec: Spec = "demo", as_json: JsonOption = False) -> None:
         }
         for run in models
     ]
-    _print_table(pd.DataFrame(rows), as_json=as_json)
+    print_table(pd.DataFrame(rows), as_json=as_json)
 
 
 def _print_plan(found: Plan, *, as_json: bool) -> None:
@@ -217,7 +197,7 @@ def _print_plan(found: Plan, *, as_json: bool) -> None:
         }
         for p in found.runs
     ]
-    _print_table(pd.DataFrame(rows), as_json=as_json)
+    print_table(pd.DataFrame(rows), as_json=as_json)
     if not as_json:
         cpu = sum(p.seconds for p in found.todo) * correction
         workers = max(1, default_workers(found))
@@ -228,34 +208,7 @@ def _print_plan(found: Plan, *, as_json: bool) -> None:
         )
 
 
-def _verdict_summary(verdicts: pd.DataFrame) -> pd.DataFrame:
-    columns = ["task", "level", "metric", "label", "width", "width_lo", "width_hi", "effect", "chance"]
-    return verdicts.loc[verdicts["headline"].astype(bool), columns].round(2)
-
-
-def _print_table(frame: pd.DataFrame, *, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(json.loads(frame.to_json(orient="records")), indent=2))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for column in frame:
-        numeric = frame[column].dtype.kind in "iuf"
-        table.add_column(str(column), justify="right" if numeric else "left", no_wrap=column != "asks")
-    for row in frame.itertuples(index=False):
-        table.add_row(*(_cell(value) for value in row))
-    # Off a terminal rich would wrap at 80 columns and cut numbers.
-    Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False).print(table)
-
-
-def _cell(value: Any) -> str:
-    if value is None or value != value:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.3g}" if abs(value) >= 1e6 else f"{value:g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+cli_study.register(app)
 
 
 def main() -> NoReturn:

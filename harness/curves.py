@@ -5,14 +5,18 @@ A curve is the means over seeds of one (task, level, metric), with its error mod
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
-from scipy.stats import f as f_dist
-from scipy.stats import t as student_t
+from scipy.special import fdtrc, stdtr, stdtrit  # many times faster on single numbers than scipy.stats
 
-from harness.width import Curve, Rise, Split, isotonic_rise, logistic_rise, seed_split, with_seeds
+from harness.seeds import Split, seed_split, with_seeds
+from harness.store import StoreError
+from harness.width import Curve, Rise, isotonic_rise, logistic_rise
+from tasks.errors import suggest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,16 +32,38 @@ class Constants:
     min_decades: float = 1.5
     min_seeds: int = 2  # at most of the sizes
     seed_sd_default: float = 0.02  # between seeds, where the runs do not show it
+    declared_seed_sd: float | None = None  # between seeds, where most sizes have one; None: then nothing is decided
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if not (isinstance(value, int | float) and value > 0):
+            if name == "declared_seed_sd" and value is None:
+                continue
+            if not (isinstance(value, int | float) and 0 < value < math.inf):
                 raise ValueError(f"{name} must be a positive number, got {value!r}")
         for name in ("alpha", "fdr"):
             if getattr(self, name) >= 0.5:
                 raise ValueError(f"{name} must be below 0.5, got {getattr(self, name)}")
         if self.equivalence >= self.min_effect:
             raise ValueError(f"equivalence ({self.equivalence}) must be below min_effect ({self.min_effect})")
+
+
+def read_constants(given: Mapping[str, Any]) -> Constants:
+    """Return the constants with those given by name (numbers, or texts of numbers) in place of the defaults.
+
+    Raises StoreError for an unknown name or a value that is no number or not accepted."""
+    known = list(Constants.__dataclass_fields__)
+    values: dict[str, Any] = {}
+    for name, value in given.items():
+        if name not in known:
+            raise StoreError(f"unknown constant {name!r}{suggest(name, known)} Known: {', '.join(known)}")
+        try:
+            values[name] = value if not isinstance(value, str) else int(value) if value.isdecimal() else float(value)
+        except ValueError:
+            raise StoreError(f"{name} must be a positive number, got {value!r}") from None
+    try:
+        return Constants(**values)
+    except ValueError as error:
+        raise StoreError(str(error)) from None
 
 
 def holm(p: np.ndarray) -> np.ndarray:
@@ -66,7 +92,8 @@ class Cell:
     sign: int  # -1 where the metric is better when lower
     unit_interval: bool  # a share of documents, between 0 and 1
     threshold: bool  # not continuous
-    remark: str  # missing values, untrained models above chance
+    remark: str = ""  # missing values, untrained models above chance, what the scale is
+    unit: str = "decades"  # of the scale
 
     @cached_property
     def p_sizes(self) -> np.ndarray:
@@ -75,7 +102,7 @@ class Cell:
         if self.unit_interval and self.threshold:  # under the null the document variance is that of chance
             null = self.chance * (1 - self.chance) / curve.n_docs
             var = np.maximum(var, var + (null - curve.item) / curve.n_seeds)
-        return holm(student_t.sf((curve.mean - self.chance) / np.sqrt(var), curve.df))
+        return holm(stdtr(curve.df, (self.chance - curve.mean) / np.sqrt(var)))
 
     @property
     def p_chance(self) -> float:
@@ -90,7 +117,7 @@ class Cell:
     def p_trend(self) -> float:
         c = self.curve
         spread = (c.mean - np.average(c.mean, weights=1 / c.var)) ** 2 / c.var
-        p_heterogeneity = float(f_dist.sf(spread.sum() / (len(c.s) - 1), len(c.s) - 1, c.pooled_df))
+        p_heterogeneity = float(fdtrc(len(c.s) - 1, c.pooled_df, spread.sum() / (len(c.s) - 1)))
         return min(1.0, 2 * min(self.slope[1], p_heterogeneity))
 
     @cached_property
@@ -99,7 +126,7 @@ class Cell:
         c, ends = self.curve, [0, -1]
         var = c.var[ends]
         df = var.sum() ** 2 / (var**2 / c.df[ends]).sum()
-        half = float(student_t.ppf(1 - self.constants.alpha / 2, df) * math.sqrt(var.sum()))
+        half = float(stdtrit(df, 1 - self.constants.alpha / 2) * math.sqrt(var.sum()))
         rise = float(c.mean[-1] - c.mean[0])
         return rise, rise - half, rise + half
 
@@ -107,7 +134,7 @@ class Cell:
     def upper(self) -> np.ndarray:
         """Upper one-sided confidence bound of each size's level (K,)."""
         c = self.curve
-        return c.mean + student_t.ppf(1 - self.constants.alpha, c.df) * np.sqrt(c.var_level)
+        return c.mean + stdtrit(c.df, 1 - self.constants.alpha) * np.sqrt(c.var_level)
 
     @cached_property
     def floor(self) -> int:
@@ -135,10 +162,10 @@ class Cell:
             weight = 1 / c.var[:n]
             excess = float(np.average(c.mean[:n], weights=weight)) - self.chance
             noise = 1 / float(weight.sum()) + float((c.var_level - c.var)[:n].mean())
-        bound = excess + float(student_t.ppf(1 - self.constants.alpha, c.df[:n].min())) * math.sqrt(noise)
+        bound = excess + float(stdtrit(c.df[:n].min(), 1 - self.constants.alpha)) * math.sqrt(noise)
         return n if bound < margin or shown[:n].all() else 0
 
-    @property
+    @cached_property
     def top(self) -> str:
         """Why the largest size does not count as having the ability; empty if it does."""
         c, k = self.curve, self.constants
@@ -155,7 +182,7 @@ class Cell:
 
     @cached_property
     def split(self) -> Split:
-        return seed_split(self.curve, self.constants.min_effect)
+        return seed_split(self.curve, self.constants.min_effect, share=self.threshold and self.unit_interval)
 
     @cached_property
     def rise(self) -> Rise:
@@ -167,7 +194,11 @@ class Cell:
     def shown(self, value: float) -> str:
         return f"{round(self.sign * value, 2) + 0.0:.2f}"  # no -0.00
 
-    @property
+    @cached_property
+    def level(self) -> str:
+        return level_label(self)
+
+    @cached_property
     def gate(self) -> str:
         """What is missing for any verdict at all; empty if nothing is."""
         k, c = self.constants, self.curve
@@ -175,15 +206,18 @@ class Cell:
         if len(c.s) < k.min_sizes:
             wants.append(f"{len(c.s)} sizes, needs {k.min_sizes:g}")
         if decades < k.min_decades - 1e-9:
-            wants.append(f"{decades:.2f} decades, needs {k.min_decades:g}")
-        if np.median(c.n_seeds) < k.min_seeds:
-            wants.append(f"{int(np.median(c.n_seeds))} seed a size, needs {k.min_seeds:g} (better 3)")
+            wants.append(f"{decades:.2f} {self.unit}, needs {k.min_decades:.3g}")
+        if np.median(c.n_seeds) < k.min_seeds and k.declared_seed_sd is None:
+            wants.append(
+                f"{int(np.median(c.n_seeds))} seed a size, needs {k.min_seeds:g} (better 3); "
+                "or declare the SD between seeds as declared_seed_sd"
+            )
         return "; ".join(wants)
 
     def resolution(self) -> str:
         """Say which effect these runs can detect and, if that is above the minimum effect, what would do."""
         c, k = self.curve, self.constants
-        quantiles = student_t.ppf(1 - k.alpha / len(c.s), c.pooled_df) + student_t.ppf(0.8, c.pooled_df)
+        quantiles = stdtrit(c.pooled_df, 1 - k.alpha / len(c.s)) + stdtrit(c.pooled_df, 0.8)
         least = float(quantiles * math.sqrt(np.median(c.var_level)))
         if least <= k.min_effect:
             return f"Detectable effect {least:.2f}."
@@ -192,7 +226,7 @@ class Cell:
     def level_resolution(self) -> str:
         """Say what would show a curve to be level: half the margin for the 90 % band at the ends of its line."""
         c, k = self.curve, self.constants
-        n, quantile = len(c.s), float(student_t.ppf(1 - k.alpha, c.pooled_df))
+        n, quantile = len(c.s), float(stdtrit(c.pooled_df, 1 - k.alpha))
         leverage = (1 + 3 * (n - 1) / (n + 1)) / n  # of an end of a line through n even steps
         target = (k.equivalence / 2 / quantile) ** 2 / leverage
         if np.median(c.var_level) <= target:
@@ -215,7 +249,7 @@ def slope_of(curve: Curve, part: slice) -> tuple[float, float]:
     centred = s - np.average(s, weights=weight)
     sxx = float((weight * centred**2).sum())
     slope = float((weight * centred * y).sum() / sxx)
-    return slope, float(2 * student_t.sf(abs(slope) * math.sqrt(sxx), curve.pooled_df))
+    return slope, float(2 * stdtr(curve.pooled_df, -abs(slope) * math.sqrt(sxx)))
 
 
 def spread(value: float, lo: float, hi: float) -> str:
@@ -225,28 +259,31 @@ def spread(value: float, lo: float, hi: float) -> str:
 def level_label(cell: Cell) -> str:
     """Return "flat_at_chance" or "flat_above_chance" where every size is shown to be level, "" otherwise.
 
-    The straight line through the sizes must lie within the equivalence margin with its 90 % band at both ends, nothing
-    but noise may be left beside it, and no single size's 90 % interval may hold the minimum effect."""
+    Either each size's own 90 % interval lies within the equivalence margin, or the straight line through the sizes does
+    with its 90 % band at both ends, nothing but noise is left beside it, and no single size's 90 % interval holds the
+    minimum effect."""
     c, k = cell.curve, cell.constants
+    half = cell.upper - c.mean
+    # Below chance is no ability either: only the upper side matters. NaN chance compares as false.
+    if (cell.upper < cell.chance + k.equivalence).all():
+        return "flat_at_chance"
     weight = 1 / c.var
+    centre = float(np.average(c.mean, weights=weight))
+    single = np.abs(c.mean - centre) + stdtrit(c.df, 1 - k.alpha) * np.sqrt(c.var)
+    each = bool((single < k.equivalence).all())
     design = np.stack([np.ones_like(c.s), c.s - c.s.mean()], axis=1)
     cov = np.linalg.inv(design.T @ (weight[:, None] * design))
     line = design @ (cov @ design.T @ (weight * c.mean))
     rest = float(((c.mean - line) ** 2 * weight).sum() / (len(c.s) - 2))
-    if f_dist.sf(rest, len(c.s) - 2, c.pooled_df) < k.alpha:
+    if fdtrc(len(c.s) - 2, c.pooled_df, rest) < k.alpha and not each:
         return ""
-    quantile = student_t.ppf(1 - k.alpha, c.pooled_df)
-    shared = (c.var_level - c.var).mean()
-    band = quantile * np.sqrt(np.einsum("ki,ij,kj->k", design, cov, design) + shared)
-    half = cell.upper - c.mean
-    ends, singles = (line + band)[[0, -1]], c.mean + half
-    # Below chance is no ability either: only the upper side matters. NaN chance compares as false.
-    if (ends < cell.chance + k.equivalence).all() and (singles < cell.chance + k.min_effect).all():
+    quantile = stdtrit(c.pooled_df, 1 - k.alpha)
+    error = np.einsum("ki,ij,kj->k", design, cov, design)
+    ends = (line + quantile * np.sqrt(error + (c.var_level - c.var).mean()))[[0, -1]]
+    if (ends < cell.chance + k.equivalence).all() and (c.mean + half < cell.chance + k.min_effect).all():
         return "flat_at_chance"
-    centre = float(np.average(c.mean, weights=weight))
-    level = (np.abs(line - centre) + quantile * np.sqrt(np.einsum("ki,ij,kj->k", design, cov, design)))[[0, -1]]
-    single = np.abs(c.mean - centre) + student_t.ppf(1 - k.alpha, c.df) * np.sqrt(c.var)
-    if (level < k.equivalence).all() and (single < k.min_effect).all():
+    level = (np.abs(line - centre) + quantile * np.sqrt(error))[[0, -1]]
+    if each or ((level < k.equivalence).all() and (single < k.min_effect).all()):
         above = math.isnan(cell.chance) or bool((c.mean > cell.chance).all() and cell.p_sizes.max() < k.alpha)
         return "flat_above_chance" if above else ""
     return ""

@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from harness.emergence import Constants
+from harness.curves import Constants, read_constants
+from harness.store import StoreError
 from models.spec import ModelSpec, SpecError, TrainSpec, size_to_spec
 from tasks import Task, available, load_task, load_tasks
 from tasks.base import TaskError
@@ -274,13 +275,9 @@ def _read(path: str | Path) -> tuple[Path, str]:
 
 
 def _constants(given: dict[str, float]) -> Constants:
-    known = list(Constants.__dataclass_fields__)
-    for key in given:
-        if key not in known:
-            raise InputError(f"unknown constant {key!r}{suggest(key, known)} Known: {', '.join(known)}")
     try:
-        return Constants(**given)  # type: ignore[arg-type]
-    except ValueError as error:
+        return read_constants(given)
+    except StoreError as error:
         raise InputError(str(error)) from None
 
 

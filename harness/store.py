@@ -5,7 +5,8 @@
     runs/<run_id>/                 run.json (ledger), step-*/ (native checkpoints), error.json where it failed
     documents/<task>-<digest>      the evaluation documents, once per task
     samples/<run_id>/step-*/<task>-<digest>    one immutable part per run x checkpoint x task
-    runs scores fits verdicts examples missing .parquet    derived, written by the analysis
+    imported/                      runs, scores and missing as an import read them, and source.json: what it read
+    <TABLES>.parquet  analysis.json  derived, written by the analysis; the latter says from what, and by which code
 
 A file is written under a dot-name, fsynced and renamed, so what is present is complete. Names carry the digest of
 the task's code, so no result of an older version of a task is ever read as one of the new version.
@@ -27,7 +28,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-TABLES = ("runs", "scores", "fits", "verdicts", "examples", "missing")
+TABLES = ("runs", "scores", "fits", "links", "backtests", "forecasts", "verdicts", "examples", "missing")
 
 SAMPLES = pa.schema(
     [
@@ -84,16 +85,24 @@ class Results:
     runs: pd.DataFrame
     scores: pd.DataFrame
     fits: pd.DataFrame
+    links: pd.DataFrame
+    backtests: pd.DataFrame
+    forecasts: pd.DataFrame
     verdicts: pd.DataFrame
     examples: pd.DataFrame
     missing: pd.DataFrame
+
+
+def is_analysed(folder: Path) -> bool:
+    """Return whether every derived table of a results folder is there."""
+    return all((folder / f"{name}.parquet").exists() for name in TABLES)
 
 
 def load_results(path: str | Path) -> Results:
     """Read the tables of a results folder. Raises StoreError when they are not there or not readable."""
     folder = Path(path)
     if not folder.is_dir():
-        raise StoreError(f"{folder}: no such results folder; make one with: harness sweep SPEC")
+        raise StoreError(f"{folder}: no such results folder; make one with: harness sweep SPEC, or harness import")
     absent = [name for name in TABLES if not (folder / f"{name}.parquet").exists()]
     if absent:
         raise StoreError(f"{folder}: {', '.join(absent)} not there yet; make them with: harness analyze {folder}")
@@ -202,7 +211,7 @@ def locked(folder: Path) -> Iterator[None]:
 def _remove_half_written(folder: Path) -> None:
     """Remove what a killed writer left under a dot-name; only the holder of the lock may, nobody else is writing."""
     half_written = list(folder.glob(".*.tmp"))
-    for part in ("data", "documents", "runs", "samples"):
+    for part in ("data", "documents", "imported", "runs", "samples"):
         half_written += (folder / part).rglob(".*.tmp")
     for path in half_written:
         if path.is_dir() and not path.is_symlink():

@@ -5,21 +5,19 @@ Everything is oriented upwards (more is better) and the scale s is log10 of the 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
-from scipy.stats import chi2 as chi2_dist
-from scipy.stats import f as f_dist
+from scipy.special import chdtri, fdtrc, fdtri  # many times faster on single numbers than scipy.stats
 
 from harness.fits.forms import LN81
 from harness.fits.logistic import (
     LogisticSurface,
-    logistic_grid,
     logistic_surface,
     profile_interval,
     profile_limit,
-    sigmoid_at,
+    sigmoid_grid,
 )
 
 N_DRAWS = 400  # of the parametric bootstrap
@@ -40,10 +38,8 @@ class Curve:
     df: np.ndarray  # degrees of freedom of var
     pooled_df: float
     n_docs: int
-
-    @property
-    def n_seeds(self) -> np.ndarray:
-        return np.array([len(v) for v in self.runs])
+    n_seeds: np.ndarray
+    declared: bool = False  # tau2 is what the user says it is, not what the seeds show
 
 
 def build_curve(
@@ -53,6 +49,7 @@ def build_curve(
     *,
     n_docs: int,
     seed_sd: float = 0.02,
+    declared_seed_sd: float | None = None,
     paired: bool = False,
 ) -> Curve:
     """Return a curve from the seeds' values (K lists) and the document variance of one run (K,).
@@ -62,27 +59,33 @@ def build_curve(
     not blur the rest. Seeds that agree more than independent documents would let them share their document noise
     (all runs answer the same documents); what they share does not average out and is added to `var_level`. `paired`
     (for continuous metrics): sizes share it as well, so it does not blur the shape.
-    With one seed everywhere tau is taken to be `seed_sd`."""
+    Where most sizes have one seed, tau is `declared_seed_sd`, taken to be known as well as from a second seed a size;
+    without that, and with one seed everywhere, it is `seed_sd`."""
     k = len(s)
     size = np.array([len(v) for v in runs])
-    mean = np.array([v.mean() for v in runs])
-    s2 = np.array([v.var(ddof=1) if len(v) > 1 else math.nan for v in runs])
-    odd, free = np.zeros(k, dtype=bool), size > 1
+    flat, starts = np.concatenate(runs), np.cumsum(size) - size
+    mean = np.add.reduceat(flat, starts) / size
+    d = np.maximum(size - 1, 1)
+    free = size > 1
+    s2 = np.where(free, np.add.reduceat((flat - np.repeat(mean, size)) ** 2, starts) / d, math.nan)
+    odd = np.zeros(k, dtype=bool)
     tau2, df = seed_sd**2, 3.0  # as uncertain as a guess should be
     shared = 0.0
-    if free.any():
-        d = np.maximum(size - 1, 1)
-        typical = max(0.0, float(np.median((s2 / (chi2_dist.ppf(0.5, d) / d) - item)[free])))
+    declared = declared_seed_sd is not None and bool(np.median(size) < 2)
+    if declared:
+        tau2, df = float(declared_seed_sd or 0.0) ** 2, float(k)
+    elif free.any():
+        typical = max(0.0, float(np.median((s2 / (chdtri(d, 0.5) / d) - item)[free])))
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.where(free, s2 / (item + typical), 0.0)
-        odd = free & (ratio > f_dist.ppf(1 - 0.01 / k, d, max(d[free].sum() / 2, 1)))
-        odd &= odd.sum() <= k / 2  # where most sizes scatter, that is the noise
+        odd = free & (ratio > fdtri(d, max(d[free].sum() / 2, 1), 1 - 0.01 / k))
+        odd &= (odd.sum() <= k / 2) & (free & ~odd).any()  # where most sizes scatter, that is the noise
         use = free & ~odd
         df = float(d[use].sum())
         within = float((d * s2)[use].sum() / df)
         expected = float((d * item)[use].sum() / df)
         tau2 = max(0.0, within - expected)
-        if within < expected * chi2_dist.ppf(0.05, df) / df:
+        if within < expected * chdtri(df, 0.95) / df:
             shared = 1 - within / expected
     # Runs that agree to the last digit on a metric without document errors say nothing about noise: take the default.
     tau2 = tau2 if (item + tau2).max() > 0 else seed_sd**2
@@ -100,6 +103,8 @@ def build_curve(
         df=np.where(odd, size - 1.0, df),
         pooled_df=df,
         n_docs=n_docs,
+        n_seeds=size,
+        declared=declared,
     )
 
 
@@ -129,36 +134,36 @@ def logistic_rise(curve: Curve, height: float) -> Rise:
 
     Both intervals are the profile likelihood's. A jump between two neighbouring sizes has a lower end of 0."""
     surface = logistic_surface(curve.s, curve.mean, curve.var)
-    best = np.unravel_index(surface.chi2.argmin(), surface.chi2.shape)
-    limit = profile_limit(float(surface.chi2[best]), len(curve.s), curve.pooled_df)
+    best = int(surface.chi2.argmin())
+    limit = profile_limit(float(surface.chi2.flat[best]), len(curve.s), curve.pooled_df)
     lo, hi = profile_interval(surface.w[:, 0], surface.chi2.min(axis=1), limit)
     onset, onset_lo, onset_hi = _crossing(curve.s, surface, height, surface.chi2 <= limit, best)
     return Rise(
-        float(surface.w[best]),
+        float(surface.w.flat[best]),
         lo,
         hi,
         onset,
         onset_lo,
         onset_hi,
         stepped=True,
-        gradual=isotonic_rise(curve, height).gradual,
+        gradual=_is_gradual(curve.s, *_quarters(curve.s, _monotone_draws(curve))),
     )
 
 
 def _crossing(
-    s: np.ndarray, surface: LogisticSurface, height: float, region: np.ndarray, best: tuple[np.intp, ...]
+    s: np.ndarray, surface: LogisticSurface, height: float, region: np.ndarray, best: int
 ) -> tuple[float, float, float]:
     """Return where the logistics of a region pass a height: the best one's and the extremes, cut at the end sizes."""
+    inside = np.r_[best, np.flatnonzero(region)]
+    f, h, m, w = (v.ravel()[inside] for v in (surface.f, surface.h, surface.m, surface.w))
     with np.errstate(divide="ignore", invalid="ignore"):
-        share = (height - surface.f) / surface.h
-        logit = np.log(share) - np.log1p(-share)
-    at = surface.m + surface.w / LN81 * logit
-    at = np.where(surface.f >= height, -math.inf, np.where(surface.f + surface.h <= height, math.inf, at))
-    onset = float(at[best])
-    if not s.min() <= onset <= s.max():
+        share = (height - f) / h
+        at = m + w / LN81 * (np.log(share) - np.log1p(-share))
+    at = np.where(f >= height, -math.inf, np.where(f + h <= height, math.inf, at))
+    if not s[0] <= at[0] <= s[-1]:
         return math.nan, math.nan, math.nan
-    ends = np.clip(at[region], s.min(), s.max())
-    return onset, float(ends.min()), float(ends.max())
+    ends = np.clip(at[1:], s[0], s[-1])
+    return float(at[0]), float(ends.min()), float(ends.max())
 
 
 def isotonic_rise(curve: Curve, height: float) -> Rise:
@@ -170,15 +175,12 @@ def isotonic_rise(curve: Curve, height: float) -> Rise:
     (power law, saturating) has such a beginning (theirs takes at most V / 2), no convex one such an end. A logistic
     passes only with at least 95 % of it in sight at each end, so that cutting it off narrows it by at most 12 %.
     A jump that passes one size half-way looks like a ramp with V of one step: the lower end of the width is therefore
-    a step shorter (or, if more, the distance between the sizes inside the middle half). A rise is gradual where its
-    first quarter takes less than V and V more than a step. Intervals: parametric bootstrap of the means under the error
-    model (t distributed)."""
-    s = curve.s
-    rng = np.random.default_rng(0)  # the same draws for every curve: a verdict depends on its own data alone
-    noise = rng.standard_t(curve.pooled_df, (N_DRAWS, len(s))) * np.sqrt(curve.var)
-    y = monotone(np.vstack([curve.mean, curve.mean + noise]), 1 / curve.var)  # (1 + B, K)
-    low, rise = y[:, 0], y[:, -1] - y[:, 0]
-    at25, at75 = crossings(s, y, low + rise / 4), crossings(s, y, low + 0.75 * rise)
+    a step shorter (or, if more, the distance between the sizes inside the middle half). Where a logistic with free ends
+    describes the curve its interval (_free_logistic) sharpens this one. A rise is gradual where its first quarter takes
+    less than V and V more than a step. Intervals: parametric bootstrap of the means under the error model (t
+    distributed)."""
+    s, y = curve.s, _monotone_draws(curve)
+    at25, at75, rise = _quarters(s, y)
     onset = crossings(s, y, np.full(len(y), height))
     v = at75 - at25
     inside = (s >= at25[:, None]) & (s <= at75[:, None])  # (1 + B, K)
@@ -186,20 +188,77 @@ def isotonic_rise(curve: Curve, height: float) -> Rise:
     gap = float(np.diff(s).max())
     least = np.maximum(np.maximum(seen, v - gap), 0.0)
     stepped = (at25 - s[0] >= v) & (s[-1] - at75 >= v) & (rise > 0)
-    gradual = (at25 - s[0] < v) & (v > gap) & (rise > 0)
+    lo, hi = _middle(2 * least[1:])[0], _middle(2 * v[1:])[1]
+    free_lo, free_hi = _free_logistic(curve)
+    if free_lo <= hi and free_hi >= lo:
+        lo, hi = max(lo, free_lo), min(hi, free_hi)
+    else:  # the two disagree: neither narrow nor wide is shown
+        lo, hi = min(lo, free_lo), max(hi, free_hi)
     known = math.isfinite(onset[0])
-    ends = np.quantile(np.clip(onset[1:], s[0], s[-1]), [0.025, 0.975]) if known else (math.nan, math.nan)
+    onset_lo, onset_hi = _middle(np.clip(onset[1:], s[0], s[-1])) if known else (math.nan, math.nan)
     return Rise(
         width=float(2 * v[0]),
-        lo=float(np.quantile(2 * least[1:], 0.025)),
-        hi=float(np.quantile(2 * v[1:], 0.975)),
+        lo=lo,
+        hi=hi,
         onset=float(onset[0]) if known else math.nan,
-        onset_lo=float(ends[0]),
-        onset_hi=float(ends[1]),
+        onset_lo=onset_lo,
+        onset_hi=onset_hi,
         stepped=bool(stepped.mean() >= 0.95),
-        gradual=bool(gradual.mean() >= 0.95),
+        gradual=_is_gradual(s, at25, at75, rise),
         start=float(at25[0]),
     )
+
+
+def _free_logistic(curve: Curve) -> tuple[float, float]:
+    """Return the 95 % interval of the width of an increasing logistic whose ends are free; (0, inf) if none fits.
+
+    Straight, saturating and accelerating curves are its limits, where the upper end is open."""
+    grid, weight = sigmoid_grid(curve.s), 1 / curve.var
+    total, y = weight.sum(), curve.mean
+    s1, s2, t1 = grid.z @ weight, grid.z2 @ weight, grid.z @ (weight * (y - np.average(y, weights=weight)))
+    zz = s2 - s1 * s1 / total
+    level = float((weight * (y - np.average(y, weights=weight)) ** 2).sum())
+    rising = (t1 > 0) & (zz > 1e-9 * total)
+    chi2 = level - np.where(rising, t1 * t1 / np.where(rising, zz, 1.0), 0.0)
+    best, df = max(float(chi2.min()), 0.0), len(y) - 4
+    if df < 1 or fdtrc(df, curve.pooled_df, best / df) < 0.05:
+        return 0.0, math.inf
+    limit = profile_limit(best, len(y), curve.pooled_df)
+    return profile_interval(grid.w[:, 0], chi2.min(axis=1), limit)
+
+
+def _monotone_draws(curve: Curve) -> np.ndarray:
+    """Return the monotone regression of a curve and of N_DRAWS redraws of it under the error model (1 + B, K)."""
+    noise = _t_draws(curve.pooled_df, len(curve.s)) * np.sqrt(curve.var)
+    return monotone(np.vstack([curve.mean, curve.mean + noise]), 1 / curve.var)
+
+
+def _quarters(s: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return where 25 and 75 % of each rise y (B, K) are done, and its height; each (B,)."""
+    low, rise = y[:, 0], y[:, -1] - y[:, 0]
+    return crossings(s, y, low + rise / 4), crossings(s, y, low + 0.75 * rise), rise
+
+
+def _is_gradual(s: np.ndarray, at25: np.ndarray, at75: np.ndarray, rise: np.ndarray) -> bool:
+    """Say whether nearly all redraws rise from the first size on, through several sizes."""
+    v = at75 - at25
+    return bool(((at25 - s[0] < v) & (v > np.diff(s).max()) & (rise > 0)).mean() >= 0.95)
+
+
+def _middle(values: np.ndarray) -> tuple[float, float]:
+    """Return the 2.5 and 97.5 percentiles (np.quantile, five times faster)."""
+    ordered, at = np.sort(values), np.array([0.025, 0.975]) * (len(values) - 1)
+    below = at.astype(int)
+    low, high = ordered[below] + (at - below) * (ordered[below + 1] - ordered[below])
+    return float(low), float(high)
+
+
+@lru_cache(maxsize=64)
+def _t_draws(df: float, k: int) -> np.ndarray:
+    """Return t distributed noise (B, k), the same for every curve: a verdict depends on its own data alone."""
+    draws = np.random.default_rng(0).standard_t(df, (N_DRAWS, k))
+    draws.setflags(write=False)
+    return draws
 
 
 def monotone(y: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -207,71 +266,27 @@ def monotone(y: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
     By the max-min formula: g_i = max over a <= i of min over b >= i of the mean of y_a..y_b (Barlow et al. 1972)."""
     k = y.shape[1]
-    sums = np.pad(np.cumsum(y * weight, axis=1), ((0, 0), (1, 0)))
-    total = np.pad(np.cumsum(weight), (1, 0))
-    out = np.full_like(y, -math.inf)
+    sums = np.zeros((k + 1, len(y)))
+    np.cumsum(y.T * weight[:, None], axis=0, out=sums[1:])
+    total = np.concatenate([[0.0], np.cumsum(weight)])
+    out = np.full((k, len(y)), -math.inf)
     for a in range(k):
-        means = (sums[:, a + 1 :] - sums[:, a : a + 1]) / (total[a + 1 :] - total[a])  # (B, k - a): of y_a..y_b
-        tail = np.minimum.accumulate(means[:, ::-1], axis=1)[:, ::-1]  # min over b >= i
-        out[:, a:] = np.maximum(out[:, a:], tail)
-    return out
+        least = np.full(len(y), math.inf)  # min over b >= i
+        for i in range(k - 1, a - 1, -1):
+            np.minimum(least, (sums[i + 1] - sums[a]) / (total[i + 1] - total[a]), out=least)
+            np.maximum(out[i], least, out=out[i])
+    return out.T
 
 
 def crossings(s: np.ndarray, y: np.ndarray, level: np.ndarray) -> np.ndarray:
     """Return where each increasing polyline y (B, K) over s first reaches its level (B,).
 
     -inf: already at the first size; inf: never."""
-    above = y >= level[:, None]
-    j = np.where(above.any(axis=1), above.argmax(axis=1), 0)
-    i = np.maximum(j - 1, 0)
-    b = np.arange(len(y))
-    climb = np.where(y[b, j] > y[b, i], y[b, j] - y[b, i], 1.0)
-    at = s[i] + (s[j] - s[i]) * np.clip((level - y[b, i]) / climb, 0, 1)
-    return np.where(~above.any(axis=1), math.inf, np.where((j == 0) & (level < y[:, 0]), -math.inf, at))
-
-
-@dataclass(frozen=True)
-class Split:
-    """How the seeds divide into those past the rise and those not yet."""
-
-    where: tuple[int, ...]  # indices of the sizes whose seeds fall into two groups
-    solved: np.ndarray  # (K,) seeds past the middle, at every size
-    lo: float  # width over which the share of solved seeds rises, 95 % interval
-    hi: float
-    adjacent: bool  # two neighbouring sizes are split and each group holds at least two seeds over them
-
-
-def seed_split(curve: Curve, least: float) -> Split:
-    """Look for sizes whose seeds scatter beyond document noise and leave a hole of half the curve's range and `least`.
-
-    The share of solved seeds is fitted by a logistic from 0 to 1 with binomial likelihood: between fixed levels that is
-    the width of the mean's rise, and it knows that 0 of 3 solved does not prove 0. With 3 seeds a size a split is seen
-    in at most 3 of 4 cases where it is there. Where none is seen the limits only tell what could have been missed."""
-    hole = max(least, float(np.ptp(curve.mean)) / 2)
-    where, cuts = [], []
-    for i, runs in enumerate(curve.runs):
-        gaps = np.diff(runs)
-        scatter = ((runs - runs.mean()) ** 2).sum()
-        noise = curve.item[i] * chi2_dist.ppf(1 - 0.01 / len(curve.s), max(len(runs) - 1, 1))
-        if len(gaps) and gaps.max() >= hole and scatter > noise:
-            j = int(gaps.argmax())
-            where.append(i)
-            cuts.append((runs[j] + runs[j + 1]) / 2)
-    middle = float(np.mean(cuts)) if cuts else float(curve.mean.min() + curve.mean.max()) / 2
-    size = curve.n_seeds
-    solved = np.array([(v > middle).sum() for v in curve.runs])
-    m, w = logistic_grid(curve.s)
-    p = np.clip(sigmoid_at(curve.s, m, w), 1e-9, 1 - 1e-9)
-    profile = (-2 * (np.log(p) @ solved + np.log1p(-p) @ (size - solved))).min(axis=1)
-    lo, hi = profile_interval(w[:, 0], profile, profile.min() + float(chi2_dist.ppf(0.95, 1)))
-    adjacent = any(
-        b == a + 1 and min(solved[[a, b]].sum(), (size - solved)[[a, b]].sum()) >= 2 for a, b in pairwise(where)
-    )
-    return Split(tuple(where), solved, lo, hi, adjacent)
-
-
-def with_seeds(rise: Rise, split: Split) -> Rise:
-    """Return a rise whose interval, where sizes are split, covers that of the share of solved seeds too."""
-    if not split.where:
-        return rise
-    return replace(rise, lo=min(rise.lo, split.lo), hi=max(rise.hi, split.hi), gradual=False)
+    j = (y < level[:, None]).sum(axis=1)  # sizes below the level
+    last = len(s) - 1
+    b, hi = np.arange(len(y)), np.minimum(j, last)
+    lo = np.maximum(hi - 1, 0)
+    at_lo, at_hi = y[b, lo], y[b, hi]
+    climb = np.where(at_hi > at_lo, at_hi - at_lo, 1.0)
+    at = s[lo] + (s[hi] - s[lo]) * np.clip((level - at_lo) / climb, 0, 1)
+    return np.where(j > last, math.inf, np.where((j == 0) & (level < y[:, 0]), -math.inf, at))

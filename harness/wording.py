@@ -18,6 +18,8 @@ AXES = {
     "n_params_non_embedding": "parameters N, without embeddings",
     "n_params": "parameters N, with embeddings",
     "tokens": "training tokens",
+    "checkpoints": "tokens seen by the checkpoints of the largest size",
+    "loss": "language-modelling loss, falling",
 }
 METRICS = {  # what stands in brackets is the unit
     "acc": "accuracy",
@@ -31,6 +33,17 @@ METRICS = {  # what stands in brackets is the unit
     "f1": "token F1",
     "nats_per_token": "loss (nats per token)",
     "bits_per_byte": "loss (bits per byte)",
+}
+PREDICTORS = {
+    "persistence": "stays as at the largest size it was fitted to",
+    "linear": "a straight line in ln C",
+    "direct": "−ln of a share, or a loss, falls as a power of C",
+    "logistic": "a logistic in ln C",
+    "floor": "a loss falls as a power of C towards a floor",
+}
+PREDICTORS_THROUGH = {
+    "partner": "through the continuous metric of the same task",
+    "loss": "through the language-modelling loss of the sweep",
 }
 # label -> how it is written, how a title says it, what it means
 LABELS = {
@@ -79,7 +92,21 @@ def choice_name(key: str) -> str:
     """Say under which other choice of the analysis a label was found: W0=0.5, or the name of another scale axis."""
     if key.startswith("W0="):
         return f"if the sharp width were {key[3:]}"
+    if key.startswith("without"):
+        return key
     return f"along {AXES[key]}" if key in AXES else f"at {key}"
+
+
+def predictor_meaning(name: str) -> str:
+    """Say what a predictor does; empty for one that is not known here."""
+    through, _, form = name.partition("_")
+    if through in PREDICTORS_THROUGH and form in PREDICTORS:
+        return f"{PREDICTORS_THROUGH[through]}, that as a power law of C; the share from it ({form})"
+    return PREDICTORS.get(name, "")
+
+
+def predictor_name(name: object) -> str:
+    return "all, stacked" if name == "stack" else str(name).replace("_", " ")
 
 
 def si(x: float) -> str:
@@ -105,6 +132,13 @@ def scientific(x: float) -> str:
 def scale(x: float, axis: str) -> str:
     """Write a point of a scale axis: FLOPs as a power of ten, counts with k and M."""
     return scientific(x) if axis == "flops" else si(x)
+
+
+def place_on(s: float, axis: str) -> str:
+    """Write a place on a verdict's scale: log10 of the axis, or minus the loss."""
+    if not math.isfinite(s):
+        return DASH
+    return f"{-s:.3g}" if axis == "loss" else scale(10**s, axis)
 
 
 def natural(name: object) -> list[Any]:
@@ -158,7 +192,7 @@ def extent(values: Iterable[float], axis: str = "") -> str:
     return span(scale(float(min(values)), axis), scale(float(max(values)), axis))
 
 
-def listing(items: Iterable[Any]) -> str:
+def listing(items: Iterable[Any], joint: str = "and") -> str:
     """Write a list as a sentence has it: a, b and c."""
     words = [str(item) for item in items]
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {joint} {words[-1]}" if words else ""

@@ -74,7 +74,7 @@ def test_a_sweep_runs_from_the_command_line_and_again_does_nothing(run, spec: Pa
         (("sweep", "tiny.toml", "--results", "tiny.toml"), "cannot be written"),
         (("analyze", "nowhere"), "nowhere/tasks.json: not there"),
         (("analyze", "half"), "neither answers nor scores"),
-        (("report", "half"), "not there yet; make them with: harness analyze half"),
+        (("report", "half"), "neither answers nor scores"),
         (("tasks", "list", "recal"), "unknown task 'recal', did you mean 'recall'?"),
     ],
 )

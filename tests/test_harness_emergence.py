@@ -14,8 +14,9 @@ import pytest
 from harness.curves import Constants, benjamini_hochberg, holm
 from harness.emergence import COLUMNS, LABELS, verdicts_table
 from harness.fits import LN81
+from harness.seeds import seed_split
 from harness.store import StoreError
-from harness.width import build_curve, isotonic_rise, logistic_rise, monotone, seed_split
+from harness.width import build_curve, isotonic_rise, logistic_rise, monotone
 
 BATTERY = Path(__file__).parent.parent.parent / "shared" / "reference" / "synthetic_battery"
 DECADES = 1.76

@@ -9,7 +9,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FORBIDDEN = {"models": {"tasks", "harness"}, "tasks": {"models", "harness", "torch", "transformers"}}
-TORCH_FREE = ("store", "scores", "fits", "emergence", "figures", "report", "analyze", "width", "wording", "curves")
+TORCH_FREE = (
+    *("store", "scores", "fits", "emergence", "figures", "report", "analyze", "width", "wording", "curves"),
+    *("links", "curve_links", "threshold", "forecast", "predictors", "stacking", "design", "importers", "cli_study"),
+)
 
 
 def imported(path: Path) -> set[str]:

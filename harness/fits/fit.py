@@ -55,8 +55,8 @@ def no_fit(x: str, n_points: int, n_sizes: int, why: str) -> Fit:
 
 
 def percentiles(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """Return the central `level` interval of some draws (B,)."""
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    """Return the central `level` interval of some draws (B,); its ends are the p (B + 1)-th draws in order."""
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2], method="weibull")
     return float(low), float(high)
 
 

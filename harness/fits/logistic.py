@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 from harness.fits.fit import Fit
 from harness.fits.forms import LN81
@@ -37,35 +38,57 @@ def sigmoid_at(s: np.ndarray, m: np.ndarray, w: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-np.clip(LN81 * (s - m[..., None]) / w[..., None], -500, 500)))
 
 
+@dataclass(frozen=True)
+class SigmoidGrid:
+    """The grid of one set of scales s (K,) and the sigmoids on it; shared by every curve over the same sizes."""
+
+    m: np.ndarray  # (n_widths, n_midpoints), as w
+    w: np.ndarray
+    z: np.ndarray  # (n_widths, n_midpoints, K) sigmoids
+    z2: np.ndarray  # their squares
+
+
+def sigmoid_grid(s: np.ndarray) -> SigmoidGrid:
+    """Return the grid of some scales (K,), the same read-only arrays for the same scales."""
+    return _sigmoid_grid(np.asarray(s, dtype=float).tobytes())
+
+
+# All curves of a sweep lie over the same few sets of sizes; a grid of 8 sizes takes 1.2 MB.
+@lru_cache(maxsize=32)
+def _sigmoid_grid(s: bytes) -> SigmoidGrid:
+    m, w = logistic_grid(np.frombuffer(s))
+    z = sigmoid_at(np.frombuffer(s), m, w)
+    found = SigmoidGrid(m, w, z, z * z)
+    for values in vars(found).values():
+        values.setflags(write=False)
+    return found
+
+
 def logistic_surface(s: np.ndarray, y: np.ndarray, var: np.ndarray) -> LogisticSurface:
     """Solve y = f + h sigmoid(ln 81 (s - m) / w) for f and h at every (m, w), under f >= 0, h >= 0 and f + h <= 1.
 
     s, y, var (K,): scale, value and variance of the value. For given (m, w) this is a quadratic over a triangle:
     its free optimum if that is inside, else the best point of the three edges."""
-    m, w = logistic_grid(s)
-    z, p = sigmoid_at(s, m, w), 1 / var
+    grid, p = sigmoid_grid(s), 1 / var
     s0, t0, syy = p.sum(), (p * y).sum(), (p * y * y).sum()
-    s1, s2, t1 = z @ p, (z * z) @ p, z @ (p * y)
-
-    def chi2(f: Any, h: Any) -> Any:
-        return syy - 2 * f * t0 - 2 * h * t1 + f * f * s0 + 2 * f * h * s1 + h * h * s2
-
+    s1, t1, s2 = grid.z @ p, grid.z @ (p * y), grid.z2 @ p
     tiny = 1e-300
     det = s0 * s2 - s1 * s1
-    good = det > 1e-12 * s0 * np.maximum(s2, tiny)
-    f = np.where(good, (s2 * t0 - s1 * t1) / np.where(good, det, 1.0), -1.0)
-    h = np.where(good, (s0 * t1 - s1 * t0) / np.where(good, det, 1.0), -1.0)
-    inside = (f >= 0) & (h >= 0) & (f + h <= 1)
-    flat = np.full_like(s1, np.clip(t0 / s0, 0, 1))
-    from_zero = np.clip(t1 / np.maximum(s2, tiny), 0, 1)
-    drop = np.clip((s0 - s1 - t0 + t1) / np.maximum(s0 - 2 * s1 + s2, tiny), 0, 1)  # h on the edge f + h = 1
-    fs = np.stack([f, flat, np.zeros_like(f), 1 - drop])
-    hs = np.stack([h, np.zeros_like(h), from_zero, drop])
-    value = chi2(fs, hs)
-    value[0] = np.where(inside, value[0], np.inf)
-    pick = value.argmin(axis=0)[None]
-    f, h, best = (np.take_along_axis(v, pick, axis=0)[0] for v in (fs, hs, value))
-    return LogisticSurface(m, w, f, h, np.maximum(best, 0.0))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        f, h = (s2 * t0 - s1 * t1) / det, (s0 * t1 - s1 * t0) / det
+        inside = (det > 1e-12 * s0 * np.maximum(s2, tiny)) & (f >= 0) & (h >= 0) & (f + h <= 1)
+    out = ~inside
+    o1, o2, u1 = s1[out], s2[out], t1[out]  # (n_out,)
+    from_zero = np.clip(u1 / np.maximum(o2, tiny), 0, 1)
+    drop = np.clip((s0 - o1 - t0 + u1) / np.maximum(s0 - 2 * o1 + o2, tiny), 0, 1)  # h on the edge f + h = 1
+    none = np.zeros_like(o1)
+    fs = np.stack([none + np.clip(t0 / s0, 0, 1), none, 1 - drop])
+    hs = np.stack([none, from_zero, drop])
+    pick = (fs * (fs * s0 - 2 * t0) + hs * (hs * o2 - 2 * u1 + 2 * fs * o1)).argmin(axis=0)[None]
+    f[out] = np.take_along_axis(fs, pick, axis=0)[0]
+    h[out] = np.take_along_axis(hs, pick, axis=0)[0]
+    chi2 = syy + f * (f * s0 - 2 * t0) + h * (h * s2 - 2 * t1 + 2 * f * s1)
+    return LogisticSurface(grid.m, grid.w, f, h, np.maximum(chi2, 0.0))
 
 
 def profile_interval(w: np.ndarray, profile: np.ndarray, limit: float) -> tuple[float, float]:
@@ -87,7 +110,7 @@ def profile_limit(chi2: float, n: int, df: float) -> float:
 
     The quantile is that of t^2 with the df of the variance estimate, widened by chi2 / df where the form fits badly."""
     scale = max(1.0, chi2 / max(n - 4, 1))
-    return chi2 + float(student_t.ppf(0.975, df)) ** 2 * scale
+    return chi2 + float(stdtrit(df, 0.975)) ** 2 * scale
 
 
 def fit_logistic(s: Any, y: Any, var: Any, *, df: float = math.inf, x_name: str = "log10 scale") -> Fit:
