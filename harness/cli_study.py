@@ -140,7 +140,13 @@ def import_table(
     out: OutOption,
     columns: Annotated[
         list[str] | None,
-        typer.Option("--columns", metavar="OURS=THEIRS", help="Column names of yours, e.g. value=score; repeatable."),
+        typer.Option(
+            "--columns", metavar="THEIRS=OURS", help="What a column stands for: score=value; - leaves it out."
+        ),
+    ] = None,
+    value_columns: Annotated[
+        str | None,
+        typer.Option("--value-columns", metavar="A,B", help="The columns that hold a metric each, if several do."),
     ] = None,
     family: FamilyOption = None,
     scales: ScalesOption = None,
@@ -154,6 +160,7 @@ def import_table(
         files,
         out=out,
         columns=_assignments(columns, "--columns"),
+        value_columns=[name.strip() for name in (value_columns or "").split(",") if name.strip()],
         family=family,
         scales=scales,
         metrics=_assignments(metrics, "--metric"),
@@ -164,12 +171,18 @@ def import_table(
 
 @import_app.command("lm-eval")
 def import_lm_eval(
-    files: Files, out: OutOption, family: FamilyOption = None, scales: ScalesOption = None, seed_sd: SeedSdOption = None
+    files: Files,
+    out: OutOption,
+    family: FamilyOption = None,
+    scales: ScalesOption = None,
+    metrics: MetricOption = None,
+    seed_sd: SeedSdOption = None,
 ) -> None:
-    """Import result files of lm-eval, old and new, and its samples JSONL."""
+    """Import result files of lm-eval, old and new, and its samples JSONL; a folder stands for all in it."""
     from harness.importers import import_lm_eval as import_files
 
-    _imported(import_files(files, out=out, family=family, scales=scales, seed_sd=seed_sd))
+    declared = _assignments(metrics, "--metric")
+    _imported(import_files(files, out=out, family=family, scales=scales, metrics=declared, seed_sd=seed_sd))
 
 
 def _power_shown(table: pd.DataFrame) -> pd.DataFrame:

@@ -23,7 +23,7 @@ class Surprise:
     """The largest size of a curve against the interval that was predicted for it from the other sizes."""
 
     beyond: bool | None  # outside the 95 % interval in the better direction; None where that is not known
-    covered: bool | None
+    excess: float  # how far outside, in the metric's unit; 0 inside or worse
     note: str
 
 
@@ -40,7 +40,7 @@ def surprises(backtests: pd.DataFrame | None, higher_is_better: Mapping[Key, boo
 
     Raises StoreError for missing columns and for two such rows of one curve."""
     if backtests is None:
-        return {key: Surprise(None, None, "not tested: there are no backtests") for key in higher_is_better}
+        return {key: Surprise(None, 0.0, "not tested: there are no backtests") for key in higher_is_better}
     _check(backtests, _BACKTEST, "backtests")
     rows = backtests[(backtests["predictor"] == "stack") & (backtests["held_out"] == "largest")]
     by_key = _one_each(rows, "backtests")
@@ -49,15 +49,16 @@ def surprises(backtests: pd.DataFrame | None, higher_is_better: Mapping[Key, boo
 
 def _surprise(row: dict[str, Any] | None, higher_is_better: bool) -> Surprise:
     if row is None:
-        return Surprise(None, None, "not tested: this metric has no backtest")
+        return Surprise(None, 0.0, "not tested: this metric has no backtest")
     observed, lo, hi = (float(row[name]) for name in ("observed", "lo95", "hi95"))
     if not all(map(math.isfinite, (observed, lo, hi))):
         why = row.get("note")
-        return Surprise(None, None, f"not tested: {why if isinstance(why, str) and why else 'no prediction was made'}")
+        return Surprise(None, 0.0, f"not tested: {why if isinstance(why, str) and why else 'no prediction was made'}")
     better = observed > hi if higher_is_better else observed < lo
     covered = lo <= observed <= hi
     place = "inside" if covered else "better than" if better else "worse than"
-    return Surprise(better, covered, f"the largest size ({observed:.2f}) is {place} the {lo:.2f} to {hi:.2f} predicted")
+    excess = max(0.0, observed - hi if higher_is_better else lo - observed)
+    return Surprise(better, excess, f"the largest size ({observed:.2f}) is {place} the {lo:.2f} to {hi:.2f} predicted")
 
 
 def item_links(links: pd.DataFrame | None, keys: list[Key]) -> dict[Key, Link]:
@@ -101,7 +102,7 @@ class Partner:
     surprise: Surprise
 
 
-NO_PARTNER = Partner(None, "", Surprise(None, None, ""))
+NO_PARTNER = Partner(None, "", Surprise(None, 0.0, ""))
 
 
 def metric_artefact(cell: Cell, partner: Partner, link: Link) -> tuple[str, str]:
@@ -109,7 +110,7 @@ def metric_artefact(cell: Cell, partner: Partner, link: Link) -> tuple[str, str]
 
     Asked in three parts: (a) the continuous partner improves significantly inside the threshold metric's floor, by at
     least half of what an even rise would bring there, and does not jump itself; (b) its own largest size was not better
-    than predicted from the others; (c) the item-level link gives the threshold metric from a smooth movement of what
+    than predicted from the others, by more than the equivalence margin; (c) the item-level link gives the threshold metric from a smooth movement of what
     lies under it.
 
     "yes": (a), and nothing speaks against it; what was not tested counts for neither side and is named. "link": (c)
@@ -137,5 +138,5 @@ def metric_artefact(cell: Cell, partner: Partner, link: Link) -> tuple[str, str]
     if not (slope > 0 and p / 2 < k.alpha and gain >= k.equivalence and gain / total >= even / 2):
         return "link" if holds else "no", f"{said}, too little to explain the jump by the metric. {tested}"
     said += f" (p {p / 2:.1g}; an even rise would gain {even * total:.2f}) and does not jump itself."
-    against = link.state == "fails" or (partner.surprise.beyond is True and not holds)
+    against = link.state == "fails" or (partner.surprise.excess >= k.equivalence and not holds)
     return "conflict" if against else "yes", f"{said} Its own prediction: {partner.surprise.note}. {tested}"

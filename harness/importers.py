@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -126,19 +126,6 @@ def import_lm_eval(
     )  # fmt: skip
 
 
-def pairs(said: Iterable[str], option: str) -> dict[str, str]:
-    """Read NAME=VALUE options of a command line. Raises StoreError for one without "=", or a name given twice."""
-    found: dict[str, str] = {}
-    for text in said:
-        key, mark, value = text.partition("=")
-        if not (key and mark and value):
-            raise StoreError(f"{option} {text!r}: accepted is NAME=VALUE")
-        if key in found:
-            raise StoreError(f"{option}: {key!r} is given twice")
-        found[key] = value
-    return found
-
-
 def import_notes(folder: Path) -> list[str]:
     """Return what the import of a folder assumed, computed or left out, a sentence each."""
     return list(read_json(folder / "imported" / "source.json")["notes"])
@@ -167,7 +154,8 @@ def _read(
     for column, target in columns.items():
         if column not in raw.columns:
             there = ", ".join(map(str, raw.columns))
-            raise StoreError(f"{path}: no column {column!r}{suggest(column, raw.columns)} There are: {there}")
+            turned = f" Say it the other way round: --columns {target}={column}." if target in raw.columns else ""
+            raise StoreError(f"{path}: no column {column!r}{suggest(column, raw.columns)} There are: {there}.{turned}")
         if target not in (*CANONICAL, LEAVE_OUT):
             known = ", ".join(CANONICAL)
             raise StoreError(f"--columns {column}={target}: unknown name{suggest(target, CANONICAL)} Known: {known}")
@@ -346,7 +334,12 @@ def _write(
         finished = folder / "source.json"
         if finished.exists() and read_json(finished) == source and read_json(out / "spec.json") == stored:
             return out
-        for stale in (finished, out / "ledger.json", *(out / f"{table}.parquet" for table in TABLES)):
+        for stale in (
+            finished,
+            out / "ledger.json",
+            out / "analysis.json",
+            *(out / f"{table}.parquet" for table in TABLES),
+        ):
             stale.unlink(missing_ok=True)  # of an earlier import: source.json goes first and comes last
         write_json(out / "spec.json", stored)
         for stale in (out / "documents", out / "samples"):

@@ -292,6 +292,10 @@ def test_what_could_not_be_forecast_is_said_with_its_reason(small, tmp_path):
     lost.forecasts.loc[lost.forecasts["task"] == "icl", ["predicted", "note"]] = [math.nan, "3 sizes, needs 4"]
     text = Parsed(report.build_report(lost, tmp_path).read_text(encoding="utf-8")).text
     assert "No forecast: icl (3 sizes, needs 4)." in text
+    lost.backtests = small.backtests.query("predictor == 'stack'").assign(predicted=math.nan, note="3 sizes, needs 4")
+    text = Parsed(report.build_report(lost, tmp_path).read_text(encoding="utf-8")).text
+    n = len(lost.backtests)
+    assert f"because no size could be left out and forecast: 3 sizes, needs 4 ({n} curves)." in text
 
 
 def test_a_surprise_is_yes_no_or_not_known_and_why(results):
@@ -424,6 +428,8 @@ def test_places_on_a_scale_are_written_in_its_own_unit():
     assert wording.place_on(math.nan, "flops") == "–"
     assert wording.choice_name("without 2x8") == "without 2x8"
     assert wording.listing(["a", "b", "c"], "or") == "a, b or c"
+    assert wording.predictor_meaning("loss_direct").startswith("through the language-modelling loss of the sweep")
+    assert wording.predictor_meaning("direct") and not wording.predictor_meaning("oracle")
 
 
 def test_markers_tell_levels_apart_without_colour(results):

@@ -51,8 +51,6 @@ def fit_chinchilla(
     is the compute-optimal loss over the observed range of C = 6 N D.
     Raises ValueError for fewer than 7 runs or 3 distinct N or D, for values that are not positive and finite, and for
     N and D that move together. Sources: Hoffmann et al. 2022, section 3.3; Besiroglu et al. 2024 (likelihood)."""
-    if n_bootstrap < MIN_DRAWS:
-        raise ValueError(f"chinchilla: n_bootstrap must be at least {MIN_DRAWS}, got {n_bootstrap}")
     if objective not in ("huber_sum", "huber_likelihood"):
         raise ValueError(f"chinchilla: objective must be 'huber_sum' or 'huber_likelihood', got {objective!r}")
     n, d, y = (np.asarray(v, dtype=float) for v in (n_params, tokens, loss))

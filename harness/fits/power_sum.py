@@ -11,6 +11,7 @@ import numpy as np
 
 from harness.fits.fit import HUBER_DELTA
 
+MIN_DRAWS = 20  # fewer say nothing about 95 % limits
 _MAX_LOG = 60.0  # |ln A| at the centre of the data, |ln E|: keeps a term that a start has lost from overflowing
 _MAX_EXPONENT = 8.0
 _BLOCK = 120_000  # numbers in one array of a block: the arrays of a step then stay in the cache
@@ -145,8 +146,10 @@ def _descend(
 def run_weights(runs: np.ndarray, n: int, rng: np.random.Generator, *, variance: float = 1.0) -> np.ndarray:
     """Return (B, n_points) random weights of whole runs: gamma distributed with mean 1 and the given variance.
 
-    The weighted bootstrap: 1 gives the exponential weights of the Bayesian bootstrap (Rubin 1981). Its moments are
-    those of drawing runs with replacement, but no run ever drops out, so no resample loses the sizes it needs: with 8
-    runs that halves the error of the intervals. Valid for least absolute residuals too (Jin, Ying and Wei 2001)."""
+    The weighted bootstrap: variance 1 gives exponential weights (the Bayesian bootstrap, Rubin 1981). Like drawing
+    runs with replacement, but no run ever drops out, so no resample loses the sizes or budgets it needs. It holds for
+    least absolute residuals too (Jin, Ying and Wei 2001). Raises ValueError for fewer than 20 draws."""
+    if n < MIN_DRAWS:
+        raise ValueError(f"a bootstrap needs at least {MIN_DRAWS} draws, got n_bootstrap={n}")
     names, member = np.unique(runs, return_inverse=True)
     return rng.gamma(1 / variance, variance, size=(n, len(names)))[:, member]

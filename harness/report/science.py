@@ -101,11 +101,13 @@ def forecast_facts(page: Tables) -> dict[str, Any]:
     largest = page.scores[page.scores["is_last"].eq(True) & page.scores["value"].notna()]
     largest = largest.sort_values("flops").groupby(KEYS)["seed_mean"].last()
     parts = dict(list(table[table["predictor"].ne("stack")].groupby(KEYS)))
-    rows, none = [], []
+    rows: list[dict[str, Any]] = []
+    none: dict[str, list[str]] = {}
     for f in stack[stack["headline"].eq(True)].to_dict("records"):
         key = tuple(f[k] for k in KEYS)
         if not known(f["predicted"]):
-            none.append((f["task"], f["level"], f["note"] if isinstance(f["note"], str) else "no reason given"))
+            why = f["note"] if isinstance(f["note"], str) else "no reason given"
+            none.setdefault(why, []).append(f"{f['task']}, {f['level']}" if f["level"] else str(f["task"]))
             continue
         rows.append({
             "task": f["task"], "level": f["level"], "metric": f["metric"], "control": f["task"] in page.controls,
@@ -119,11 +121,16 @@ def forecast_facts(page: Tables) -> dict[str, Any]:
     rows.sort(key=lambda r: (place.get(r["task"], len(place)), str(r["task"]), natural(r["level"])))
     return {
         "rows": rows,
-        "none": [{"where": f"{t}, {v}" if v else t, "why": why} for t, v, why in none],
+        "none": [f"{_some(where)} ({why})" for why, where in none.items()],
         "target": _target(stack),
-        "others": len(stack) - len(rows) - len(none),
+        "others": len(stack) - len(rows) - sum(map(len, none.values())),
         "weights": _by_weights(rows),
     }
+
+
+def _some(names: list[str], limit: int = 4) -> str:
+    """Write a list, of a long one the beginning."""
+    return listing([*names[:limit], f"{len(names) - limit} more"] if len(names) > limit else names)
 
 
 def _by_weights(rows: list[dict[str, Any]]) -> list[str]:

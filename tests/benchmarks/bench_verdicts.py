@@ -21,6 +21,8 @@ from scipy.stats import beta
 
 from harness.emergence import LABELS, verdicts_table
 from harness.fits import LN81
+from harness.forecast import backtests_table
+from harness.links import curve_links_table
 
 DECADES, LEAST_FLOPS = 4.0, 1.2e14
 FLAT = {"flat_at_chance", "flat_above_chance"}
@@ -261,12 +263,17 @@ def draw_table(rng: Rng, kinds: dict[str, Kind], each: int) -> tuple[pd.DataFram
     return pd.concat(tables, ignore_index=True), kind_of, designs
 
 
-def judge(rng: Rng, kinds: dict[str, Kind], each: int, batteries: int) -> pd.DataFrame:
-    """Draw and judge tables; one row per curve with its kind, label, and whether that is right."""
+def judge(rng: Rng, kinds: dict[str, Kind], each: int, batteries: int, *, alone: bool = False) -> pd.DataFrame:
+    """Draw and judge tables; one row per curve with its kind, label, and whether that is right.
+
+    With backtests and links, as `harness analyze` judges, or `alone`, which is many times faster."""
     found = []
     for _ in range(batteries):
         scores, kind_of, designs = draw_table(rng, kinds, each)
-        verdicts = verdicts_table(scores, sensitivity=False)
+        scores["run_id"] = scores["flops"].map("{:.4g}".format) + "-" + scores["seed"].astype(str)
+        scores["size"] = scores["flops"].map("{:.4g}".format)
+        more = {} if alone else {"backtests": backtests_table(scores), "links": curve_links_table(scores)}
+        verdicts = verdicts_table(scores, sensitivity=False, **more)
         for v in verdicts.to_dict("records"):
             kind = kinds[kind_of[v["task"]]]
             partner = bool(kind.tokens) and v["continuous"]
@@ -303,6 +310,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batteries", type=int, default=20)
     parser.add_argument("--only", help="kinds whose name holds this")
+    parser.add_argument("--alone", action="store_true", help="without backtests and links: many times faster")
     parser.add_argument("--mistakes", action="store_true", help="print the reasons of every wrong label")
     options = parser.parse_args()
     for title, kinds in (("Battery kinds", KINDS), ("Harder kinds, each judged in tables of their own", HARD)):
@@ -310,7 +318,7 @@ def main() -> None:
         if not kinds:
             continue
         start = time.perf_counter()
-        found = judge(np.random.default_rng(options.seed), kinds, 5, options.batteries)
+        found = judge(np.random.default_rng(options.seed), kinds, 5, options.batteries, alone=options.alone)
         seconds = time.perf_counter() - start
         print(f"\n{title}: {options.batteries} tables, seed {options.seed}, {seconds:.0f} s\n{summary(found)}")
         if options.mistakes:
