@@ -139,6 +139,7 @@ def make_cell(rows: Rows, axis: Axis, k: Constants) -> Cell | str:
     counts = np.diff(np.r_[starts, len(s)])
     threshold = not bool(rows.passed["continuous"])
     sign = 1 if rows.higher_is_better else -1
+    zero = 1.0 if rows.share and sign < 0 else 0.0  # a share that is better when lower is read as 1 - share
     n = rows.n[known]
     if threshold and rows.share and np.isnan(n).any():
         with np.errstate(divide="ignore", invalid="ignore"):  # a share's error tells how many documents it is of
@@ -155,7 +156,7 @@ def make_cell(rows: Rows, axis: Axis, k: Constants) -> Cell | str:
         item = np.maximum(item, mean * (1 - mean) / n_docs)
     curve = build_curve(
         s[starts],
-        np.split(sign * value, starts[1:]),
+        np.split(zero + sign * value, starts[1:]),
         item,
         n_docs=n_docs,
         seed_sd=k.seed_sd_default,
@@ -173,8 +174,9 @@ def make_cell(rows: Rows, axis: Axis, k: Constants) -> Cell | str:
     return Cell(
         curve,
         k,
-        sign * rows.chance,
+        zero + sign * rows.chance,
         sign,
+        zero,
         unit_interval=rows.share,
         threshold=threshold,
         unit=axis.unit,

@@ -97,7 +97,7 @@ def forecast(
     print_table(table if as_json else table[shown].round(3), as_json=as_json)
     if not as_json:
         print("\nHow such forecasts did on these sizes, each made without the sizes it predicts:", file=sys.stderr)
-        print_table(coverage_table(found.backtests).round(3), as_json=False)
+        print_table(coverage_table(found.backtests).query("predictor == 'stack'").round(3), as_json=False)
 
 
 def design(

@@ -43,6 +43,8 @@ def print_table(frame: pd.DataFrame, *, as_json: bool) -> None:
 def _cell(value: Any) -> str:
     if value is None or value != value:
         return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) >= 1e6 else f"{value:g}"
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -90,6 +90,7 @@ class Cell:
     constants: Constants
     chance: float  # oriented; NaN where there is none
     sign: int  # -1 where the metric is better when lower
+    zero: float  # oriented value = zero + sign x value
     unit_interval: bool  # a share of documents, between 0 and 1
     threshold: bool  # not continuous
     remark: str = ""  # missing values, untrained models above chance, what the scale is
@@ -191,8 +192,12 @@ class Cell:
         rise = logistic_rise(self.curve, height) if self.unit_interval else isotonic_rise(self.curve, height)
         return with_seeds(rise, self.split)
 
+    def natural(self, oriented: Any) -> Any:
+        """Return an oriented value, or an array of them, as the metric itself."""
+        return self.sign * (oriented - self.zero)
+
     def shown(self, value: float) -> str:
-        return f"{round(self.sign * value, 2) + 0.0:.2f}"  # no -0.00
+        return f"{round(self.natural(value), 2) + 0.0:.2f}"  # no -0.00
 
     @cached_property
     def level(self) -> str:

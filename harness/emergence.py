@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -219,9 +219,13 @@ def verdicts_table(
         if other := OTHER_AXIS.get(axis):
             variants[other] = _along_other(scores, other, k, judge)
         places = dict.fromkeys(name for _, name in sorted({pair for rows in curves for pair in rows.places}))
+        # Enough sizes and decades is asked of the whole ladder: to leave a size out must not fail it again.
+        k_fewer = replace(k_axis, min_sizes=max(k_axis.min_sizes - 1, 3), min_decades=1e-9)
         for name in places:
             fewer = [
-                make_cell(rows.without(name), scale, k_axis) if name in rows.place else cell
+                make_cell(rows.without(name), scale, k_fewer)
+                if name in rows.place and isinstance(cell, Cell) and not cell.gate
+                else cell
                 for rows, cell in zip(curves, main, strict=True)
             ]
             variants[f"without {name}"] = judge(fewer, k_axis.sharp_width)[0]
@@ -257,7 +261,7 @@ def _numbers(cell: Cell | str, rows: Rows) -> dict[str, Any]:
         return counts | {"n_docs": int(n.min()) if len(n) else 0, "chance": rows.chance}
     c = cell.curve
     row: dict[str, Any] = {"n_sizes": len(c.s), "n_seeds": int(c.n_seeds.min()), "n_docs": c.n_docs}
-    row["chance"] = cell.sign * cell.chance
+    row["chance"] = cell.natural(cell.chance)
     if cell.gate:
         return row
     row |= dict(zip(("effect", "effect_lo", "effect_hi"), cell.effect, strict=True))

@@ -35,6 +35,9 @@ class Link:
     note: str
 
 
+UNTESTED = Link("unknown", "not tested")
+
+
 def surprises(backtests: pd.DataFrame | None, higher_is_better: Mapping[Key, bool]) -> dict[Key, Surprise]:
     """Return the surprise of every curve (one row of the stacked prediction, with the largest size held out).
 
@@ -64,7 +67,7 @@ def _surprise(row: dict[str, Any] | None, higher_is_better: bool) -> Surprise:
 def item_links(links: pd.DataFrame | None, keys: list[Key]) -> dict[Key, Link]:
     """Return the link of every curve. Raises StoreError for missing columns and for two rows of one curve."""
     if links is None:
-        return {key: Link("unknown", "not tested") for key in keys}
+        return {key: UNTESTED for key in keys}
     _check(links, [*KEYS, "holds"], "links")
     by_key = _one_each(links, "links")
     return {key: _link(by_key.get(key)) for key in keys}
@@ -72,11 +75,11 @@ def item_links(links: pd.DataFrame | None, keys: list[Key]) -> dict[Key, Link]:
 
 def _link(row: dict[str, Any] | None) -> Link:
     if row is None:
-        return Link("unknown", "not tested")
+        return UNTESTED
     note = row.get("note")
     why = note if isinstance(note, str) and note else ""
     if pd.isna(row["holds"]):
-        return Link("unknown", why or "not tested")
+        return Link("unknown", why) if why else UNTESTED
     return Link("holds" if bool(row["holds"]) else "fails", why or "no note")
 
 
@@ -109,16 +112,17 @@ def metric_artefact(cell: Cell, partner: Partner, link: Link) -> tuple[str, str]
     """Return whether a threshold metric made the jump, and sentences that say why.
 
     Asked in three parts: (a) the continuous partner improves significantly inside the threshold metric's floor, by at
-    least half of what an even rise would bring there, and does not jump itself; (b) its own largest size was not better
-    than predicted from the others, by more than the equivalence margin; (c) the item-level link gives the threshold metric from a smooth movement of what
-    lies under it.
+    least half of what an even rise would bring there, and does not jump itself; (b) its own largest size was not
+    better than predicted from the others by more than the equivalence margin; (c) the item-level link gives the
+    threshold metric from a smooth movement of what lies under it.
 
     "yes": (a), and nothing speaks against it; what was not tested counts for neither side and is named. "link": (c)
     alone, for a floor of few sizes may be too short for (a). "conflict": (a) with a link that fails, (a) with a partner
     that is itself a surprise and no link to outweigh that, or (c) with a partner that jumps: then neither the metric
     nor the ability is shown to have jumped. "no": nothing points at the metric."""
     holds = link.state == "holds"
-    tested = f"The item-level link {link.state}: {link.note}" if link.state != "unknown" else "The link is not tested."
+    state = "is open" if link.state == "unknown" else link.state
+    tested = "The link is not tested." if link == UNTESTED else f"The link {state}: {link.note.rstrip('.')}."
     if partner.cell is None:
         said = "No continuous partner on the same answers: the metric's part in it is not checked."
         return ("link", tested) if holds else ("no", f"{said} {tested}" if link.state == "fails" else said)

@@ -98,7 +98,7 @@ def identify(frame: pd.DataFrame, said: list[str]) -> pd.DataFrame:
     several = ends.groupby("size")["tokens"].transform("nunique") > 1
     if several.any():  # one name for runs of different length would make seeds of them
         said.append("sizes that were trained for different numbers of tokens are named with them")
-        length = dict(zip(ends["run_id"], several & True, strict=True))
+        length = dict(zip(ends["run_id"], several, strict=True))
         told = ends.set_index("run_id")["tokens"].map(si)
         longer = frame["run_id"].map(length).astype(bool)
         frame.loc[longer, "size"] += ", D=" + frame["run_id"].map(told)[longer]

@@ -197,7 +197,7 @@ def isotonic_rise(curve: Curve, height: float) -> Rise:
     known = math.isfinite(onset[0])
     onset_lo, onset_hi = _middle(np.clip(onset[1:], s[0], s[-1])) if known else (math.nan, math.nan)
     return Rise(
-        width=float(2 * v[0]),
+        width=min(max(float(2 * v[0]), lo), hi),  # the logistic's interval may exclude what the sizes show of the rise
         lo=lo,
         hi=hi,
         onset=float(onset[0]) if known else math.nan,

@@ -156,6 +156,16 @@ def test_a_lower_is_better_metric_is_oriented() -> None:
     assert one(frame([lambda s: 2 + s], metric="logloss"))["label"] == "inverse"
 
 
+def test_a_share_that_is_better_when_lower_is_judged_as_its_complement() -> None:
+    up = one(frame([jump(0.9, 0.2)]))
+    scores = frame([jump(0.9, 0.2)])
+    down = one(scores.assign(value=1 - scores["value"], chance=0.75, higher_is_better=False))
+    same = ["label", "width", "width_lo", "width_hi", "onset", "effect", "q_chance"]
+    assert down["label"] == up["label"] == "emergent_sharp"
+    assert [down[name] for name in same[1:]] == pytest.approx([up[name] for name in same[1:]])
+    assert down["chance"] == pytest.approx(0.75) and "the largest reaches 0.1" in down["reasons"]
+
+
 def twins(discrete: Curve, continuous: Curve) -> pd.Series:
     scores = pd.concat([frame([discrete], partner="logloss"), frame([continuous], metric="logloss", draw=1)])
     return verdicts_table(scores).set_index("metric").loc["acc"]
@@ -265,7 +275,9 @@ def test_the_row_says_what_decided() -> None:
     assert verdict["p_chance"] <= verdict["q_chance"] <= 0.05
     assert json.loads(verdict["constants"])["sharp_width"] == 1.0
     sensitivity = json.loads(verdict["sensitivity"])
-    assert list(sensitivity) == ["W0=0.5", "W0=1", "W0=1.5", "n_params_non_embedding"]
+    names = list(sensitivity)
+    assert names[:4] == ["W0=0.5", "W0=1", "W0=1.5", "n_params_non_embedding"]
+    assert len(names) == 12 and all(name.startswith("without ") for name in names[4:])
     assert set(sensitivity.values()) <= set(LABELS)
     assert sensitivity["W0=1"] == verdict["label"]
 

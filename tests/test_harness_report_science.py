@@ -302,7 +302,7 @@ def test_a_surprise_is_yes_no_or_not_known_and_why(results):
     rows = verdicts.verdict_rows(Tables(results))
     said = {row["task"]: (row["surprise"], row["surprise_note"]) for row in rows}
     assert said["copy"] == ("yes", "") and said["fact"] == ("no", "")
-    assert said["coin"] == ("–", "Surprise: Too few sizes to forecast the largest.")
+    assert said["coin"] == ("–", "Too few sizes to forecast the largest.")
 
 
 def test_choices_that_give_the_same_other_label_are_told_together(results):

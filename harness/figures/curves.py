@@ -55,7 +55,7 @@ def fitted_line(cell: Cell) -> dict[str, Any]:
         return {"at": dict(zip(curve.s, fit.predict(curve.s), strict=True)), "middle": fit.params["m"], **fit.params}
     y = monotone(curve.mean[None], 1 / curve.var)
     ends = [crossings(curve.s, y, y[:, 0] + part * (y[:, -1] - y[:, 0]))[0] for part in (0.25, 0.75)]
-    return {"at": dict(zip(curve.s, cell.sign * y[0], strict=True)), "middle": float(np.mean(ends))}
+    return {"at": dict(zip(curve.s, cell.natural(y[0]), strict=True)), "middle": float(np.mean(ends))}
 
 
 def panels(scores: pd.DataFrame, task: str) -> list[str]:

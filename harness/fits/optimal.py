@@ -18,6 +18,7 @@ from harness.fits.fit import Fit, percentiles
 
 FLOPS_PER_PARAM_TOKEN = 6.0
 MIN_SIZES = 4  # per budget: an inner minimum, its neighbours, and one to see the curvature by
+SAME_SIZE = 1.05  # sizes closer than this factor are one: an interpolation between near neighbours follows their noise
 _N_GRID = 400  # points on which an interpolated curve is searched for its minimum
 
 
@@ -110,14 +111,15 @@ def isoflop(
     """Find the best model size at each compute budget without assuming a curve's shape, and N* ~ C^a (approach 2).
 
     n_params, flops, loss (n,) positive, one point a run. Runs within `tolerance` (relative) of a budget belong to it;
-    without `budgets` they are the densest such windows. In each, ln L (mean over seeds) is interpolated over ln N
-    (Akima) and its minimum taken. A minimum at the smallest or largest size only bounds N* and is left out of the
-    lines, with its note. Minima are weighted by their bootstrap variance: Gaussian noise of SD `noise_sd` in ln L is
-    added to every run, by default the pooled SD between seeds, else what the curves' third differences show.
+    without `budgets` they are the windows of that width holding most sizes. In each, ln L (mean over the seeds of a
+    size) is interpolated over ln N (Akima) and its minimum taken. A minimum at the smallest or largest size only
+    bounds N* and is left out of the lines, with its note. Minima are weighted by their bootstrap variance: Gaussian
+    noise of SD `noise_sd` in ln L is added to every run, by default the pooled SD between seeds, without seeds what
+    the curves' third differences show.
 
-    Interval of the exponents: t with K - 2 degrees of freedom for K budgets, scaled by the larger of the lines'
-    misfit and what the noise explains. Raises ValueError for fewer than 3 budgets of 4 sizes with an inner minimum.
-    Source: Porian et al. 2024, section 3 and appendix."""
+    Interval of the exponents: t with K - 2 degrees of freedom for K budgets, from their scatter about the line; that
+    of each N* is a percentile of its draws. Raises ValueError for fewer than 3 budgets of 4 sizes with an inner
+    minimum. Source: Porian et al. 2024, section 3 and appendix."""
     n, c, y = (np.asarray(v, dtype=float) for v in (n_params, flops, loss))
     _check("isoflop", n_params=n, flops=c, loss=y)
     if not 0 < tolerance < 1:
@@ -188,9 +190,15 @@ class _Cell:
 
     @staticmethod
     def of(flops: float, n: np.ndarray, y: np.ndarray) -> _Cell:
-        sizes, member, seeds = np.unique(n, return_inverse=True, return_counts=True)
-        mean = np.bincount(member, np.log(y)) / seeds
-        return _Cell(flops, np.log(sizes), mean, seeds, float(((np.log(y) - mean[member]) ** 2).sum()))
+        member, seeds = _sizes(n), np.bincount(_sizes(n))
+        log_n, mean = np.bincount(member, np.log(n)) / seeds, np.bincount(member, np.log(y)) / seeds
+        return _Cell(flops, log_n, mean, seeds, float(((np.log(y) - mean[member]) ** 2).sum()))
+
+
+def _sizes(n: np.ndarray) -> np.ndarray:
+    """Return which size (0, 1, ... ascending) each run is of; sizes closer than SAME_SIZE to the next are one."""
+    values, member = np.unique(n, return_inverse=True)
+    return np.r_[0, np.cumsum(np.diff(np.log(values)) > math.log(SAME_SIZE))][member]
 
 
 def _budgets(
@@ -204,16 +212,17 @@ def _budgets(
             free[rows] = False
             found.append((float(budget), rows))
     else:
-        # The window holding most sizes first; its median is the budget.
+        width = (1 + tolerance) ** 2
         while free.any():
             rest = np.flatnonzero(free)
-            windows = [rest[(c[rest] >= start) & (c[rest] <= start * (1 + tolerance) ** 2)] for start in c[rest]]
-            rows = max(windows, key=lambda rows: (len(np.unique(n[rows])), len(rows), -c[rows[0]]))
-            if len(np.unique(n[rows])) < MIN_SIZES:
+            windows = [rest[(c[rest] >= start) & (c[rest] <= start * width)] for start in c[rest]]
+            rows = max(windows, key=lambda rows: (_sizes(n[rows]).max(), len(rows), -c[rows[0]]))
+            if _sizes(n[rows]).max() + 1 < MIN_SIZES:
                 break
-            free[rows] = False
-            found.append((float(np.exp(np.median(np.log(c[rows])))), rows))
-    kept = sorted((b for b in found if len(np.unique(n[b[1]])) >= MIN_SIZES), key=lambda b: b[0])
+            center = float(np.exp(np.median(np.log(c[rows]))))
+            free &= (c < center / width) | (c > center * width)  # what is left just beside it is its own tail
+            found.append((center, rows))
+    kept = sorted((b for b in found if len(b[1]) and _sizes(n[b[1]]).max() + 1 >= MIN_SIZES), key=lambda b: b[0])
     lost = len(c) - sum(len(rows) for _, rows in kept)
     return kept, f"{lost} of {len(c)} runs belong to no budget of at least {MIN_SIZES} sizes" if lost else ""
 
@@ -221,8 +230,7 @@ def _budgets(
 def _noise(cells: list[_Cell]) -> tuple[float, str]:
     """Return the SD of ln L between runs of one size and budget, and where it is from.
 
-    Without repeated runs: from the residuals of each point about the cubic through its four neighbours, or the
-    parabola through three at the ends of what there is (a smooth curve leaves little there)."""
+    Without repeated runs: third differences of ln L over four neighbouring sizes, which a smooth curve hardly has."""
     df = sum(int((cell.seeds - 1).sum()) for cell in cells)
     if df >= 3:
         return math.sqrt(sum(cell.scatter for cell in cells) / df), f"pooled over seeds ({df} degrees of freedom)"

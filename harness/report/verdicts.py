@@ -47,7 +47,7 @@ def verdict_rows(page: Tables) -> list[dict[str, Any]]:
             "effect": interval(v["effect"], v["effect_lo"], v["effect_hi"], "{:+.2f}"),
             "chance": f"{number(v['chance']):.3g}" if known(v["chance"]) else DASH,
             "surprise": {1.0: "yes", 0.0: "no"}.get(number(v["surprise"]), DASH),
-            "surprise_note": f"Surprise: {note.rstrip('.')}." if note else "",
+            "surprise_note": f"{note[0].upper()}{note[1:].rstrip('.')}." if note and " is inside " not in note else "",
             "design": _design(v),
             "size_of_effect": abs(number(v["effect"])) if known(v["effect"]) else 0.0,
             "reasons": v["reasons"] if isinstance(v["reasons"], str) else "",
