@@ -135,8 +135,9 @@ def _imported(
     runs = runs.assign(sweep=name, flops_per_token=(runs["flops"] / runs["tokens"]).where(runs["tokens"] > 0))
     runs = runs.reindex(columns=list(RUN_COLUMNS))
     links = curve_links_table(scores, constants)
-    if answered:
-        links = links_table(samples, documents, answered, runs, scores, constants)
+    if choices := [t for t in answered if "acc" in t["metrics"]]:  # generations come without log-probabilities
+        chosen = samples[samples["task"].isin([t["name"] for t in choices])]
+        links = links_table(chosen, documents, choices, runs, scores, constants)
     return scores, {"runs": runs, "scores": scores, "links": links, "examples": examples, "missing": missing}
 
 

@@ -133,9 +133,10 @@ def make_cell(rows: Rows, axis: Axis, k: Constants) -> Cell | str:
     known = np.isfinite(rows.value)
     s, value, se = rows.s[known], rows.value[known], rows.item_se[known]
     starts = np.flatnonzero(np.r_[True, s[1:] != s[:-1]]) if len(s) else np.empty(0, dtype=int)
-    said = f" {rows.missing}." if rows.missing else ""
+    said = "".join(f" {remark}." for remark in (rows.missing, axis.about) if remark)
     if len(starts) < 3:
-        return f"Too little to decide: {len(starts)} sizes, needs {k.min_sizes:g}.{said}"
+        points = "checkpoints" if axis.name == "checkpoints" else "sizes"
+        return f"Too little to decide: {len(starts)} {points}, needs {k.min_sizes:g}.{said}"
     counts = np.diff(np.r_[starts, len(s)])
     threshold = not bool(rows.passed["continuous"])
     sign = 1 if rows.higher_is_better else -1

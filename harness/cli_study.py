@@ -24,12 +24,13 @@ FamilyOption = Annotated[
     str | None, typer.Option("--family", help="Bundled scale map that gives N, D and C: pythia, olmo, llama.")
 ]
 ScalesOption = Annotated[
-    Path | None, typer.Option("--scales", metavar="FILE", help="Your own scale map, TOML or CSV: model, N, D.")
+    Path | None,
+    typer.Option("--scales", metavar="FILE", help="Your own scale map, TOML or CSV: name, n_params, tokens."),
 ]
 MetricOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--metric", metavar="NAME=KIND,SENSE", help="Declare a metric: threshold or continuous, higher or lower."
+        "--metric", metavar="NAME=KIND,SENSE", help="Declare a metric: threshold|share|continuous,higher|lower."
     ),
 ]
 SeedSdOption = Annotated[
@@ -203,6 +204,10 @@ def _grid_shown(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _imported(folder: Path) -> None:
+    from harness.importers import import_notes
+
+    for note in import_notes(folder):
+        print(f"note: {note}", file=sys.stderr)
     print(f"imported: {folder}\nnext: harness report {folder}")
 
 

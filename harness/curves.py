@@ -143,8 +143,8 @@ class Cell:
 
         A size is, if its own bound shows it, or if it is not significantly above chance and the common mean of the
         sizes up to there, better known than each, shows it. Without a chance level: how many are level with the
-        smallest. For a metric without bounds: the sizes before a quarter of its rise, where that takes long
-        (isotonic_rise)."""
+        smallest, the larger half of them with the smaller. For a metric without bounds: the sizes before a quarter of
+        its rise, where that takes long (isotonic_rise)."""
         c, margin = self.curve, self.constants.equivalence
         if not self.unit_interval:
             return int((c.s <= self.rise.start).sum()) if self.rise.stepped else 0
@@ -157,10 +157,13 @@ class Cell:
         n = len(low) if low.all() else int(low.argmin())
         if n < 2:
             return 0
-        if math.isnan(self.chance):  # the second size against the first
-            excess, noise = abs(c.mean[1] - c.mean[0]), float(c.var[:2].sum())
+        weight = 1 / c.var[:n]
+        if math.isnan(self.chance):  # the larger half of them against the smaller
+            first, second = slice(0, n // 2), slice(n // 2, n)
+            halves = [float(np.average(c.mean[half], weights=weight[half])) for half in (first, second)]
+            excess = abs(halves[1] - halves[0])
+            noise = float(1 / weight[first].sum() + 1 / weight[second].sum())
         else:
-            weight = 1 / c.var[:n]
             excess = float(np.average(c.mean[:n], weights=weight)) - self.chance
             noise = 1 / float(weight.sum()) + float((c.var_level - c.var)[:n].mean())
         bound = excess + float(stdtrit(c.df[:n].min(), 1 - self.constants.alpha)) * math.sqrt(noise)

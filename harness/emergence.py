@@ -158,6 +158,15 @@ def _second_opinion(cell: Cell | str, label: str, sharp_width: float) -> str:
     return f"Sharp by model comparison only: AICc lower by {better:.1f}." if better >= PREFERENCE else ""
 
 
+def _said_of_largest(label: str, surprise: Surprise) -> str:
+    """Say whether the largest size is a surprise, where it is one or where a jump is claimed."""
+    if surprise.beyond:
+        return f"A surprise: {surprise.note}."
+    if surprise.beyond is False and label.startswith("emergent"):
+        return f"No surprise: {surprise.note}."
+    return ""
+
+
 def _labels(
     cells: Sequence[Cell | str],
     partners: Sequence[int | None],
@@ -196,15 +205,17 @@ def verdicts_table(
     Widths and onsets are in the units of `axis` that `axis_unit` names (axes.curve_rows): decades (log10), or nats or
     bits along "loss", where the onset is minus a loss. An interval that the data leave open ends at infinity.
     `backtests` tells whether the largest size is a surprise, `links` whether a metric follows from its partner; without
-    them both stay unknown. `sensitivity` (JSON, empty where not asked for) holds the label at other sharp widths, along
-    another scale (null where the runs have none) and without each size. Raises StoreError where the table cannot be
-    what it should be (axes)."""
+    them, and along the checkpoints of one size, both stay unknown. `sensitivity` (JSON, empty where not asked for)
+    holds the label at other sharp widths, along another scale (null where the runs have none) and without each size.
+    Raises StoreError where the table cannot be what it should be (axes)."""
     k = constants or Constants()
     scale, curves = curve_rows(scores, axis)
     k_axis = scale.constants(k)
     keys = [rows.key for rows in curves]
     place = {key: i for i, key in enumerate(keys)}
     partners = [place.get((*rows.key[:2], str(rows.passed["partner"]))) for rows in curves]
+    if axis == "checkpoints":  # both tell of sizes, not of one size's checkpoints
+        backtests = links = None
     about_largest = surprises(backtests, {rows.key: rows.higher_is_better for rows in curves})
     surprise, link = [about_largest[key] for key in keys], list(item_links(links, keys).values())
 
@@ -235,12 +246,13 @@ def verdicts_table(
         row |= {"axis": axis, "axis_unit": scale.unit, "label": found[j][0]} | _numbers(main[j], rows)
         row |= {"q_chance": q_chance[j], "q_trend": q_trend[j], "surprise": surprise[j].beyond}
         row |= {"surprise_note": surprise[j].note, "link": link[j].state, "reasons": found[j][1]}
-        row["reasons"] = _text(row["reasons"], _second_opinion(main[j], found[j][0], k_axis.sharp_width))
+        said = _said_of_largest(found[j][0], surprise[j])
+        row["reasons"] = _text(row["reasons"], _second_opinion(main[j], found[j][0], k_axis.sharp_width), said)
         row["sensitivity"] = json.dumps({name: labels and labels[j][0] for name, labels in variants.items()})
         row["rows_digest"] = rows.digest
         row["constants"] = json.dumps({name: value for name, value in asdict(k).items() if value is not None})
         table.append(row)
-    return pd.DataFrame(table, columns=COLUMNS)
+    return pd.DataFrame(table, columns=COLUMNS).astype({"surprise": object})  # True, False or None
 
 
 def _along_other(scores: pd.DataFrame, axis: str, k: Constants, judge: Any) -> list[tuple[str, str]] | None:

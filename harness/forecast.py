@@ -83,12 +83,8 @@ def _subjects(scores: pd.DataFrame) -> list[Subject]:
     needed = [*KEYS, *PASSED, *_SIZE, "partner", "is_last", "higher_is_better", "value", "item_se", "chance"]
     if missing := [name for name in needed if name not in scores]:
         raise StoreError(f"the scores table lacks the column(s) {', '.join(missing)}; make it with scores_table")
-    last = scores[scores["is_last"].astype(bool)]
-    for name in RUNG:
-        if not (np.isfinite(last[name].astype(float)) & (last[name] > 0)).all():
-            raise StoreError(f"the scores table has values of {name!r} that are not positive; a ladder needs them")
     # Order within a rung must not matter to the last digit of a mean.
-    last = last.sort_values([*KEYS, *RUNG, "value"], kind="stable")
+    last = scores[scores["is_last"].astype(bool)].sort_values([*KEYS, *RUNG, "value"], kind="stable")
     return [_subject(key, rows) for key, rows in last.groupby(KEYS, sort=True)]
 
 
@@ -99,8 +95,9 @@ def _subject(key: tuple[str, str, str], rows: pd.DataFrame) -> Subject:
         kind = SHARE
     else:
         kind = LOSS if (bounds[0] == 0 and better < 0) or (bounds[1] == 0 and better > 0) else REAL
-    known = rows[np.isfinite(rows["value"].astype(float))]
-    lost = len(rows) - len(known)
+    placed = (rows[RUNG].astype(float) > 0) & np.isfinite(rows[RUNG].astype(float))
+    usable = np.isfinite(rows["value"].astype(float)) & placed.all(axis=1)
+    known, lost = rows[usable], int((~usable).sum())
     value, item = (known[name].to_numpy(dtype=float) for name in ("value", "item_se"))
     offset = 0.0
     if kind == LOSS:
@@ -126,7 +123,7 @@ def _subject(key: tuple[str, str, str], rows: pd.DataFrame) -> Subject:
         values=Values(*(found[name].to_numpy(dtype=float) for name in ("mean", "within", "n_runs", "item"))),
         chance=min(max(chance, 0.0), 0.99),
         offset=offset,
-        note=f"{lost} of {len(rows)} values are missing" if lost else "",
+        note=f"{lost} of {len(rows)} values are missing, or their compute, parameters or tokens" if lost else "",
     )
 
 
@@ -219,7 +216,7 @@ def backtests_table(scores: pd.DataFrame, *, every_origin: bool = False, rng_see
     `every_origin` predicts every rung from the rungs below any smaller one instead. `surprise_p`: predictive
     probability of a value at least as good as the observed one. `weight`: of a predictor in the stack. A curve with too
     few rungs (4, and 5 to leave two out) has a row with a note instead. The same table gives the same rows. Raises
-    StoreError for a table that lacks columns or whose ladder has sizes that are not positive."""
+    StoreError for a table that lacks columns."""
     subjects = _subjects(scores)
     pairs = _pairs(scores, subjects, [None] * len(subjects), rng_seed)
     table: list[dict[str, Any]] = []
@@ -349,6 +346,7 @@ def target_of(
     per_token = ln_c - ln_d
     several = len(top) > 1
     cost = float((per_token[-1] - per_token[-2]) / (ln_n[-1] - ln_n[-2])) if several else 1.0
+    cost = cost if cost > 0 else 1.0  # an odd ladder: let compute per token be in proportion to N
     data = float(np.polyfit(ln_n, ln_d, 1)[0]) if several else 0.0
     c, n, d = float(ln_c[-1]), float(ln_n[-1]), float(ln_d[-1])
     if n_params is not None:

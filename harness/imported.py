@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -101,16 +102,14 @@ def _know_metrics(
     parts = []
     for name, part in frame.groupby("metric", sort=True):
         metric = describe(str(name), declared)
-        by_columns = part[["continuous", "higher_is_better"]].notna().all(axis=None)
-        if by_columns and str(name) not in declared:
-            form = "continuous" if bool(part["continuous"].iloc[0]) else "threshold"
-            inside = metric.bounds if metric and metric.form == form else (-math.inf, math.inf)
+        by_columns = str(name) not in declared and part[["continuous", "higher_is_better"]].notna().all(axis=None)
+        smooth = bool(part["continuous"].iloc[0])
+        if by_columns and (metric is None or metric.continuous != smooth):
             metric = ForeignMetric(
                 name=str(name),
-                form=form,
+                form="continuous" if smooth else "threshold",
                 higher_is_better=bool(part["higher_is_better"].iloc[0]),
-                bounds=(0.0, 1.0) if form == "threshold" else inside,
-                language_modeling=bool(metric and metric.language_modeling),
+                bounds=(-math.inf, math.inf) if smooth else (0.0, 1.0),
             )
         elif metric is not None and part["higher_is_better"].notna().any():
             way = bool(part["higher_is_better"].dropna().iloc[0])
@@ -148,11 +147,11 @@ def _as(part: pd.DataFrame, metric: ForeignMetric, said: list[str]) -> pd.DataFr
     if metric.percent:
         part["value"], part["item_se"] = part["value"].astype(float) / 100, part["item_se"].astype(float) / 100
         said.append(f"{metric.name}: given from 0 to 100, stored from 0 to 1")
-    value = part["value"].to_numpy(dtype=float)
+    value = part["value"].to_numpy(dtype=float, copy=True)
     infinite = ~np.isfinite(value)
     part.loc[infinite, "value"] = math.nan
     part.loc[infinite & (part["note"] == "").to_numpy(), "note"] = [
-        f"No value in {where}" if math.isnan(v) else f"Infinite in {where}"
+        f"{'No value' if math.isnan(v) else 'Infinite'} in {PurePosixPath(where).name}"
         for where, v, note in zip(part["where"], value, part["note"], strict=True)
         if not math.isfinite(v) and note == ""
     ]
@@ -174,7 +173,7 @@ def _drop_repetitions(frame: pd.DataFrame, said: list[str]) -> pd.DataFrame:
     again = frame.duplicated(keys, keep=False)
     if not again.any():
         return frame
-    spread = frame[again].groupby(keys)["value"].agg(["nunique", "count", "size"])
+    spread = frame[again].groupby(keys, sort=False)["value"].agg(["nunique", "count", "size"])
     differ = spread[(spread["nunique"] > 1) | ((spread["count"] > 0) & (spread["count"] < spread["size"]))]
     if len(differ):
         key = differ.index[0]
@@ -209,7 +208,7 @@ def _with_chance(frame: pd.DataFrame, said: list[str]) -> pd.DataFrame:
         frame.loc[part.index, "chance"] = chance
         frame.loc[part.index, "chance_source"] = source
         if source is None and not part["continuous"].iloc[0]:
-            unknown[str(task)] = None
+            unknown[f"{task} ({metric})"] = None
             _note(frame, part.index, "chance level not known")
     if unknown:
         said.append(f"no chance level known for {', '.join(unknown)}: judged without one; give a column chance")

@@ -119,8 +119,9 @@ def _check_runs(frame: pd.DataFrame) -> None:
                 rows = rows[(rows[keys] == rows[keys].iloc[0]).all(axis=1)].drop_duplicates(name)
                 a, b = rows.iloc[0], rows.iloc[1]
                 at = " ".join(f"{key} {a[key]}" for key in keys)
+                first, second = (f"{row[name]:g}" if name != "size" else row[name] for row in (a, b))
                 raise StoreError(
-                    f"{at} has two values of {name}: {a[name]} in {a['where']}, {b[name]} in {b['where']}; tell the "
+                    f"{at} has two values of {name}: {first} in {a['where']}, {second} in {b['where']}; tell the "
                     "runs apart with a column run_id, seed or step"
                 )
 

@@ -88,7 +88,7 @@ def import_table(
     tables = assemble(rows, declared=declared, notes=notes)
     options: dict[str, Any] = {"columns": dict(columns or {}), "value_columns": list(value_columns)}
     options |= {"metrics": dict(metrics or {})}
-    options |= {"family": family, "scales": str(scales) if scales else None}
+    options |= {"family": family, "scales": Path(scales).name if scales else None}
     return _write(
         Path(out), "table", paths, tables, options=options, maps=known if used else None, name=name, seed_sd=seed_sd
     )
@@ -116,7 +116,7 @@ def import_lm_eval(
     tables = assemble(
         found.rows, declared=declared, about=found.about, scored=found.scored, missing=found.missing, notes=found.notes
     )
-    options = {"metrics": dict(metrics or {}), "family": family, "scales": str(scales) if scales else None}
+    options = {"metrics": dict(metrics or {}), "family": family, "scales": Path(scales).name if scales else None}
     shapes = {row["run_id"]: found.shapes.get(row["run_id"], {}) for row in tables.runs.to_dict("records")}
     for key in ("n_layer", "d_model", "n_head", "d_ff", "vocab_size", "context_length"):
         tables.runs[key] = [shapes[run].get(key) for run in tables.runs["run_id"]]
@@ -311,7 +311,7 @@ def _write(
         constants = Constants(declared_seed_sd=seed_sd)
     except ValueError as error:
         raise StoreError(f"seed_sd: {error}") from None
-    files = [_fingerprint(file) for path in paths for file in _inside(path)]
+    files = [_fingerprint(file, path) for path in paths for file in _inside(path)]
     source = {
         "format": FORMAT,
         "importer": importer,
@@ -359,6 +359,7 @@ def _inside(path: Path) -> list[Path]:
     return sorted(f for f in path.rglob("*.json*") if f.is_file()) if path.is_dir() else [path]
 
 
-def _fingerprint(path: Path) -> dict[str, Any]:
+def _fingerprint(path: Path, given: Path) -> dict[str, Any]:
     content = path.read_bytes()
-    return {"file": path.as_posix(), "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    name = path.relative_to(given.parent).as_posix()  # where it stood on this machine is nobody's business
+    return {"file": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}

@@ -127,7 +127,7 @@ def _gather(paths: Sequence[Path], notes: list[str]) -> tuple[list[Path], list[P
         inside = sorted(path.rglob("*.json"))
         results = [f for f in inside if isinstance(found := load_json(f), dict) and "results" in found]
         if passed := [f.name for f in inside if f not in results]:
-            notes.append(f"{path}: not result files: {', '.join(passed)}")
+            notes.append(f"{path.name}: not result files: {', '.join(passed)}")
         jsons += results
         jsonls += sorted(path.rglob("samples_*.jsonl"))
     if not jsons:

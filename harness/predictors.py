@@ -53,10 +53,10 @@ class Curves:
 def variance_of_run(v: Values, kind: str, m: int, x: np.ndarray) -> np.ndarray:
     """Return the variance (n, m) of one run around its rung's mean, from the first m rungs alone.
 
-    Seeds: each rung's own variance, shrunk (4 degrees of freedom) to what is typical of the curve's rungs, so that a
-    rung whose seeds disagree is believed less. They hold the document noise that runs do not share; what all runs
-    share, because they answer the same documents, does not scatter a curve. One seed: the scatter about a parabola
-    where there are rungs enough, else a default and the document noise. x (n, K, q): the design."""
+    Seeds: each rung's own variance, shrunk (4 degrees of freedom) to what is typical of the curve's rungs. It holds
+    the document noise that runs do not share; what all runs share, because they answer the same documents, does not
+    scatter a curve. One seed: the scatter about a parabola where there are rungs enough, else a default and the
+    document noise. x (n, K, q): the design."""
     df = np.maximum(v.n_runs[:, :m] - 1, 0)
     seeded = df > 0
     s2 = np.where(seeded, v.within[:, :m], 0.0)

@@ -61,9 +61,9 @@ def seed_split(curve: Curve, least: float, *, share: bool = False) -> Split:
         cut = float(runs[j] + runs[j + 1]) / 2
         p = math.nan
         if share and len(runs) >= MIN_SEEDS_MIXTURE and curve.n_docs:
-            p, low, high = mixture_test(tuple(np.rint(np.abs(runs) * curve.n_docs).astype(int).tolist()), curve.n_docs)
+            p, low, high = mixture_test(tuple(np.rint(runs * curve.n_docs).astype(int).tolist()), curve.n_docs)
             if not split and p < 0.05 and high - low >= hole:
-                split, cut = True, math.copysign((low + high) / 2, float(runs.mean()))
+                split, cut = True, (low + high) / 2
         if split:
             where.append(i)
             cuts.append(cut)

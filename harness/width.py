@@ -212,7 +212,8 @@ def isotonic_rise(curve: Curve, height: float) -> Rise:
 def _free_logistic(curve: Curve) -> tuple[float, float]:
     """Return the 95 % interval of the width of an increasing logistic whose ends are free; (0, inf) if none fits.
 
-    Straight, saturating and accelerating curves are its limits, where the upper end is open."""
+    Straight, saturating and accelerating curves are its limits, where the upper end is open. With fewer than 6 sizes
+    too little is left over to see whether it fits."""
     grid, weight = sigmoid_grid(curve.s), 1 / curve.var
     total, y = weight.sum(), curve.mean
     s1, s2, t1 = grid.z @ weight, grid.z2 @ weight, grid.z @ (weight * (y - np.average(y, weights=weight)))
@@ -221,7 +222,7 @@ def _free_logistic(curve: Curve) -> tuple[float, float]:
     rising = (t1 > 0) & (zz > 1e-9 * total)
     chi2 = level - np.where(rising, t1 * t1 / np.where(rising, zz, 1.0), 0.0)
     best, df = max(float(chi2.min()), 0.0), len(y) - 4
-    if df < 1 or fdtrc(df, curve.pooled_df, best / df) < 0.05:
+    if df < 2 or fdtrc(df, curve.pooled_df, best / df) < 0.05:
         return 0.0, math.inf
     limit = profile_limit(best, len(y), curve.pooled_df)
     return profile_interval(grid.w[:, 0], chi2.min(axis=1), limit)

@@ -11,7 +11,8 @@ ROOT = Path(__file__).parent.parent
 FORBIDDEN = {"models": {"tasks", "harness"}, "tasks": {"models", "harness", "torch", "transformers"}}
 TORCH_FREE = (
     *("store", "scores", "fits", "emergence", "figures", "report", "analyze", "width", "wording", "curves"),
-    *("links", "curve_links", "threshold", "forecast", "predictors", "stacking", "design", "importers", "cli_study"),
+    *("links", "curve_links", "threshold", "forecast", "predictors", "stacking", "design", "cli_study", "seeds"),
+    *("importers", "imported", "imported_runs", "foreign", "lm_eval", "lm_eval_samples", "scale_maps", "axes"),
 )
 
 

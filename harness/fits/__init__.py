@@ -4,9 +4,12 @@
 results folder gets."""
 
 from harness.fits.bnsl import fit_bnsl
+from harness.fits.chinchilla import fit_chinchilla
 from harness.fits.fit import Fit
 from harness.fits.forms import FORMS, LN81
+from harness.fits.ladder import fit_ladder_loss, fit_log_accuracy, fit_loss_to_accuracy, fit_loss_to_error
 from harness.fits.logistic import LogisticSurface, fit_logistic, logistic_surface, sigmoid_at
+from harness.fits.optimal import compute_optimal, envelope, isoflop
 from harness.fits.passuntil import curvature, fit_item_laws, fit_pass_until, pass_until, sample_until
 from harness.fits.power_law import fit_power_law
 from harness.fits.table import fits_table
@@ -16,13 +19,21 @@ __all__ = [
     "LN81",
     "Fit",
     "LogisticSurface",
+    "compute_optimal",
     "curvature",
+    "envelope",
     "fit_bnsl",
+    "fit_chinchilla",
     "fit_item_laws",
+    "fit_ladder_loss",
+    "fit_log_accuracy",
     "fit_logistic",
+    "fit_loss_to_accuracy",
+    "fit_loss_to_error",
     "fit_pass_until",
     "fit_power_law",
     "fits_table",
+    "isoflop",
     "logistic_surface",
     "pass_until",
     "sample_until",

@@ -115,7 +115,7 @@ def fit_chinchilla(
             if starts is not None
             else f"{len(begin)} of a grid of 4500, after screening",
             "optimiser": "damped reweighted least squares",
-            "bootstrap": f"{n_bootstrap} exponential weightings of {len(np.unique(runs))} runs, two starts each",
+            "bootstrap": f"{n_bootstrap} random weightings of {len(np.unique(runs))} runs, two starts each",
             "interval": "percentile, 95 %",
             "ci80": {name: percentiles(values, 0.8) for name, values in drawn.items()},
             "correlation": _correlation(draws),

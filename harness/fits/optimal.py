@@ -244,9 +244,8 @@ def _noise(cells: list[_Cell]) -> tuple[float, str]:
     return math.sqrt(squares / max(count, 1)), f"from third differences of {count} quadruples of sizes"
 
 
-def _line(x: np.ndarray, y: np.ndarray, draws: np.ndarray) -> tuple[float, float, float, float]:
-    """Return intercept, slope and the slope's 95 % limits of a line weighted by the variance of draws (B, K)."""
-    weight = 1 / np.maximum(draws.var(axis=0), 1e-8)
+def _line(x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> tuple[float, float, float, float]:
+    """Return intercept, slope and the slope's 95 % limits of a weighted line; the scatter about it sets the error."""
     centre = (weight * x).sum() / weight.sum()
     spread = (weight * (x - centre) ** 2).sum()
     slope = float((weight * (x - centre) * y).sum() / spread)
@@ -257,22 +256,27 @@ def _line(x: np.ndarray, y: np.ndarray, draws: np.ndarray) -> tuple[float, float
     return intercept, slope, slope - half, slope + half
 
 
-def envelope(n_params: Any, tokens: Any, loss: Any, *, flops_bins: int = 200) -> Envelope:
+def _both(intercept: float, slope: float, low: float, high: float, k: int) -> tuple[LogLine, LogLine]:
+    """Return the lines of N* and of D* = C / 6 N* over C."""
+    size = LogLine(intercept, slope, low, high, k)
+    return size, LogLine(-math.log(FLOPS_PER_PARAM_TOKEN) - intercept, 1 - slope, 1 - high, 1 - low, k)
+
+
+def envelope(n_params: Any, tokens: Any, loss: Any, *, flops_bins: int = 1500) -> Envelope:
     """Return the lower envelope of training curves and the power laws through it (approach 1).
 
-    n_params, tokens, loss (n,) positive: the checkpoints of all runs; those of one size (and their mean over seeds)
-    make one curve. At each of `flops_bins` budgets, evenly spaced in ln C, the size of least interpolated ln L among
-    the curves that reach it is N*, D* = C / 6 N*. Budgets won by the smallest or the largest size are left out of the
-    lines (`used`): there the envelope is that of the sizes at hand. Intervals: jackknife over sizes with t.
-    Checkpoints before the end of a learning-rate schedule lie above what a run of that length would reach.
-    Raises ValueError for fewer than 4 sizes or where fewer than 2 inner sizes are ever best.
-    Source: Hoffmann et al. 2022, section 3.1."""
+    n_params, tokens, loss (n,) positive: the checkpoints of all runs; those of one size (their mean over seeds) make
+    one curve. At each of `flops_bins` budgets, evenly spaced in ln C, the size whose interpolated ln L is least among
+    the curves that reach it is N*, and D* = C / 6 N*. The line goes through one point a size, the middle (in ln C) of
+    the budgets it wins: a line through the steps themselves is too flat, by 0.03 with 6 sizes. Budgets of the smallest
+    and the largest size are left out (`used`): there the envelope is that of the sizes at hand.
+
+    Interval: t with k - 2 degrees of freedom for k sizes in the line. Checkpoints before the end of a learning-rate
+    schedule lie above what a run of that length would reach. Raises ValueError where fewer than 3 sizes between the
+    smallest and the largest are ever best. Source: Hoffmann et al. 2022, section 3.1."""
     n, d, y = (np.asarray(v, dtype=float) for v in (n_params, tokens, loss))
     _check("envelope", n_params=n, tokens=d, loss=y)
-    sizes = np.unique(n)
-    if len(sizes) < MIN_SIZES:
-        raise ValueError(f"envelope: needs training curves of at least {MIN_SIZES} sizes, got {len(sizes)}")
-    c = FLOPS_PER_PARAM_TOKEN * n * d
+    sizes, c = np.unique(n), FLOPS_PER_PARAM_TOKEN * n * d
     at = np.linspace(math.log(c.min()), math.log(c.max()), flops_bins)
     height = np.full((len(sizes), flops_bins), math.inf)
     for i, size in enumerate(sizes):
@@ -280,46 +284,25 @@ def envelope(n_params: Any, tokens: Any, loss: Any, *, flops_bins: int = 200) ->
         mean = np.bincount(member, np.log(y[n == size])) / count
         inside = (at >= math.log(steps[0])) & (at <= math.log(steps[-1]))
         height[i, inside] = np.interp(at[inside], np.log(steps), mean)
-
-    def lines(keep: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the winner of each budget among some sizes, which budgets count, and the line (intercept, slope)."""
-        winner = np.where(keep[:, None], height, math.inf).argmin(axis=0)
-        ends = np.flatnonzero(keep)[[0, -1]]
-        used = np.isfinite(height[winner, np.arange(flops_bins)]) & ~np.isin(winner, ends)
-        if len(np.unique(winner[used])) < 2:
-            return winner, used, np.full(2, math.nan)
-        slope, intercept = np.polyfit(at[used], np.log(sizes[winner[used]]), 1)
-        return winner, used, np.array([intercept, slope])
-
-    everything = np.ones(len(sizes), dtype=bool)
-    winner, used, line = lines(everything)
-    if not np.isfinite(line).all():
-        raise ValueError("envelope: fewer than 2 sizes between the smallest and the largest are ever the best")
-    without = np.array([lines(np.arange(len(sizes)) != i)[2][1] for i in range(len(sizes))])
-    without = without[np.isfinite(without)]
-    k = len(without)
-    half = math.inf
-    if k > 2:
-        half = float(student_t.ppf(0.975, k - 1) * math.sqrt((k - 1) / k * ((without - without.mean()) ** 2).sum()))
-    flops, size = np.exp(at), sizes[winner]
-    reached = np.isfinite(height.min(axis=0))
-    points = pd.DataFrame(
-        {
-            "flops": flops,
-            "n_params": size,
-            "tokens": flops / FLOPS_PER_PARAM_TOKEN / size,
-            "loss": np.exp(height.min(axis=0)),
-            "used": used,
-        }
-    )[reached].reset_index(drop=True)
-    intercept, slope = float(line[0]), float(line[1])
-    return Envelope(
-        points,
-        LogLine(intercept, slope, slope - half, slope + half, int(used.sum())),
-        LogLine(
-            -math.log(FLOPS_PER_PARAM_TOKEN) - intercept, 1 - slope, 1 - slope - half, 1 - slope + half, int(used.sum())
-        ),
-    )
+    least, winner = height.min(axis=0), height.argmin(axis=0)
+    used = np.isfinite(least) & (winner > 0) & (winner < len(sizes) - 1)
+    inner, member = np.unique(winner[used], return_inverse=True)
+    if len(inner) < 3:
+        raise ValueError(
+            f"envelope: needs 3 sizes between the smallest and the largest that are best somewhere, got {len(inner)}; "
+            "train more sizes, or longer"
+        )
+    middle = np.bincount(member, at[used]) / np.bincount(member)
+    # Sizes are given and the budgets they win are what scatters, so C is regressed on N and the line turned round.
+    intercept, slope, low, high = _line(np.log(sizes[inner]), middle, np.ones(len(inner)))
+    ends = (1 / high, 1 / low if low > 0 else math.inf)
+    points = {
+        "flops": np.exp(at),
+        "n_params": sizes[winner],
+        "tokens": np.exp(at) / FLOPS_PER_PARAM_TOKEN / sizes[winner],
+    }
+    table = pd.DataFrame(points | {"loss": np.exp(least), "used": used})[np.isfinite(least)].reset_index(drop=True)
+    return Envelope(table, *_both(-intercept / slope, 1 / slope, *ends, len(inner)))
 
 
 def _check(who: str, **columns: np.ndarray) -> None:

@@ -143,13 +143,15 @@ def _descend(
     return ends, values, settled
 
 
-def run_weights(runs: np.ndarray, n: int, rng: np.random.Generator, *, variance: float = 1.0) -> np.ndarray:
-    """Return (B, n_points) random weights of whole runs: gamma distributed with mean 1 and the given variance.
+def run_weights(runs: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Return (B, n_points) random weights of whole runs for the weighted bootstrap, gamma distributed with mean 1.
 
-    The weighted bootstrap: variance 1 gives exponential weights (the Bayesian bootstrap, Rubin 1981). Like drawing
-    runs with replacement, but no run ever drops out, so no resample loses the sizes or budgets it needs. It holds for
-    least absolute residuals too (Jin, Ying and Wei 2001). Raises ValueError for fewer than 20 draws."""
+    Like drawing runs with replacement, but no run ever drops out, so no resample loses the sizes or budgets it needs.
+    Exponential weights (variance 1) are the Bayesian bootstrap (Rubin 1981), which holds for least absolute residuals
+    too (Jin, Ying and Wei 2001). With few runs it falls short, hence a variance of 1 + 28 / n_runs^2: by measurement,
+    see tests/benchmarks/bench_coverage.py. Raises ValueError for fewer than 20 draws."""
     if n < MIN_DRAWS:
         raise ValueError(f"a bootstrap needs at least {MIN_DRAWS} draws, got n_bootstrap={n}")
     names, member = np.unique(runs, return_inverse=True)
+    variance = 1 + 28 / len(names) ** 2
     return rng.gamma(1 / variance, variance, size=(n, len(names)))[:, member]

@@ -8,7 +8,7 @@ from harness.fits.fit import Fit, fit_row, no_fit
 from harness.fits.power_law import fit_power_law
 
 # The losses of language modelling that are described, and the axes they are described along.
-LOSSES = ("nats_per_token", "bits_per_byte")
+LOSSES = ("nats_per_token", "bits_per_byte", "loss", "cross_entropy", "nll", "c4_loss")
 AXES = ("n_params_non_embedding", "flops")
 
 

@@ -3,8 +3,8 @@
     python tests/benchmarks/bench_forecast.py --reference ../shared/reference --out reports/benchmarks/forecast.json
 
 Ladder: 16 runs of 190M to 1.3B parameters forecast a 7B model (75 times the largest compute) and a 13B model (177
-times) on five tasks, beside the published two-step procedure. The rule was chosen by backtests inside the 16 runs:
-every origin, every larger run. Demo: the largest size from the others, and from all but two."""
+times) on five tasks, beside the published two-step procedure. The rule was chosen by backtests inside the 16 runs
+(every origin, every larger run) and inside the demo. Demo: the largest size from the others, and from all but two."""
 
 from __future__ import annotations
 

@@ -212,8 +212,13 @@ HARD = {
     "nats: wide logistic": Kind(draw=nats_rise(WIDE), acceptable=SMOOTH, **NATS),
     "nats: accelerating": Kind(draw=nats_accelerating, acceptable=SMOOTH, **NATS),
     "nats: level": Kind(draw=lambda rng, c: lambda s: np.full_like(s, -2.0), acceptable=FLAT, **NATS),
-    "jump on a slope": Kind(draw=jump_on_a_slope, acceptable={"emergent_sharp"}, sharp=True, sizes=(8, 10)),
-    "nats: jump on a slope": Kind(draw=nats_jump_on_a_slope, acceptable={"emergent_sharp"}, sharp=True, **NATS),
+    # Part of the rise in one step, the rest spread over the ladder: what it is depends on the shares of both.
+    "jump on a slope": Kind(
+        draw=jump_on_a_slope, acceptable={*SMOOTH, "emergent_sharp"}, sharp=None, sizes=(8, 10), chance=(0.2, 0.25)
+    ),
+    "nats: jump on a slope": Kind(
+        draw=nats_jump_on_a_slope, acceptable={*SMOOTH, "emergent_sharp"}, sharp=None, **NATS
+    ),
     "nats: sharp": Kind(draw=nats_rise(SHARP), acceptable={"emergent_sharp"}, sharp=True, sizes=(8, 10), **NATS),
 }
 
