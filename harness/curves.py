@@ -15,7 +15,7 @@ from scipy.special import fdtrc, stdtr, stdtrit  # many times faster on single n
 
 from harness.seeds import Split, seed_split, with_seeds
 from harness.store import StoreError
-from harness.width import Curve, Rise, isotonic_rise, logistic_rise
+from harness.width import Curve, Rise, isotonic_rise, logistic_rise, may_go_on
 from tasks.errors import suggest
 
 
@@ -194,6 +194,12 @@ class Cell:
         height = start + self.constants.min_effect
         rise = logistic_rise(self.curve, height) if self.unit_interval else isotonic_rise(self.curve, height)
         return with_seeds(rise, self.split)
+
+    def shape(self, sharp_width: float) -> str:
+        """Return "sharp", "smooth" or "open" (the data do not decide)."""
+        shape = self.rise.shape(sharp_width)
+        goes_on = shape == "sharp" and self.unit_interval and may_go_on(self.curve, self.rise.limit, sharp_width)
+        return "open" if goes_on else shape
 
     def natural(self, oriented: Any) -> Any:
         """Return an oriented value, or an array of them, as the metric itself."""

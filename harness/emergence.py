@@ -95,14 +95,14 @@ def _judge(
         return "inverse", f"Gets worse {ends}; q {q_trend:.1g}." + (" It turns up again at the end." if turn else "")
     if flat and abs(cell.effect[0]) < k.min_effect:
         return flat, f"{levels}; a trend (q {q_trend:.1g}) too small to count."
-    if split.adjacent and cell.rise.shape(sharp_width) != "sharp":
+    if split.adjacent and cell.shape(sharp_width) != "sharp":
         lo, hi = split.interval
         return "bimodal_seeds", _text(groups, f"The share past it rises over {lo:.1f} to {hi:.1f} {cell.unit}.")
     if cell.top or falls or not (math.isnan(q_chance) or q_chance <= k.fdr):
         why = cell.top or "the sizes differ without one direction"
         return "inconclusive", _text(f"It changes {ends}, but {why}.", groups or cell.resolution())
     rise, onset = cell.rise, cell.floor >= 2
-    shape = rise.shape(sharp_width)
+    shape = cell.shape(sharp_width)
     width = f"rise width {spread(rise.width, rise.lo, rise.hi)} {cell.unit}"
     start = "chance" if chance else "the smallest size's level"
     at_floor = f"The {cell.floor} smallest sizes are at {start}, the largest reaches {cell.shown(c.mean[-1])}{chance}"
@@ -135,8 +135,10 @@ def _judge(
             return "smooth_late_onset", _text(f"{at_floor}; {why}.", about, groups)
         return "smooth", _text(f"It improves {ends}; {why}.", groups)
     why, need = f"neither below nor above {sharp_width:.3g}", "More sizes and seeds around the rise"
-    if rise.hi < sharp_width and not rise.stepped:
+    if rise.hi < sharp_width:
         why, need = "the level before or after the rise is not in sight", "More sizes beyond the ends"
+        if rise.stepped:
+            why, need = "a wider rise that still goes on at the largest size fits as well", "Larger sizes"
     return "inconclusive", _text(f"It improves {ends}; {width}: {why}. {need} would tell.", about, groups)
 
 
@@ -152,7 +154,7 @@ def _second_opinion(cell: Cell | str, label: str, sharp_width: float) -> str:
     """Say where forms, but not the interval of the width, call an undecided rise sharp."""
     if label != "inconclusive" or isinstance(cell, str) or cell.gate or cell.top or cell.slope[0] <= 0:
         return ""
-    if cell.rise.shape(sharp_width) != "open":
+    if cell.shape(sharp_width) != "open":
         return ""
     better = sharp_preference(cell.curve, sharp_width)
     return f"Sharp by model comparison only: AICc lower by {better:.1f}." if better >= PREFERENCE else ""

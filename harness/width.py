@@ -121,6 +121,7 @@ class Rise:
     stepped: bool  # level before and level after are both in sight, so a narrow rise may be called a jump
     gradual: bool  # rises from the first size on, through several sizes: no level start, so no jump
     start: float = -math.inf  # where a quarter of the rise is done (isotonic_rise)
+    limit: float = math.nan  # chi-squared up to which another form describes the curve as well (logistic_rise)
 
     def shape(self, sharp_width: float) -> str:
         """Return "sharp", "smooth" or "open" (the data do not decide)."""
@@ -147,7 +148,29 @@ def logistic_rise(curve: Curve, height: float) -> Rise:
         onset_hi,
         stepped=True,
         gradual=_is_gradual(curve.s, *_quarters(curve.s, _monotone_draws(curve))),
+        limit=limit,
     )
+
+
+def may_go_on(curve: Curve, limit: float, width: float) -> bool:
+    """Say whether a straight rise from a level start (a hinge) that the largest size does not end fits a share too.
+
+    Only the part of such a rise that is in sight looks narrow. It must take `width` decades or more from 10 to 90 %,
+    end at 1 at most, and fit with a chi-squared up to `limit`."""
+    s, y, weight = curve.s, curve.mean, 1 / curve.var
+    z = np.maximum(s - np.linspace(s[0], s[-1], 82)[:-1, None], 0.0) * 0.8 / width  # (81, K): 1 where it may end
+
+    def fitted(level: np.ndarray, slope: np.ndarray) -> np.ndarray:
+        return ((y - level[:, None] - slope[:, None] * z) ** 2) @ weight
+
+    mean = (z @ weight)[:, None] / weight.sum()
+    slope = ((z - mean) * (y - np.average(y, weights=weight))) @ weight / np.maximum(((z - mean) ** 2) @ weight, 1e-12)
+    level = np.average(y, weights=weight) - slope * mean[:, 0]
+    free = np.where((level >= 0) & (level + slope <= 1), fitted(level, slope), math.inf)
+    steepest = np.clip(((1 - z) * (y - z)) @ weight / np.maximum(((1 - z) ** 2) @ weight, 1e-12), 0, 1)  # ends at 1
+    # Where the hinge is in sight for longer than that it may not pass 1 before the largest size either.
+    capped = np.where(z[:, -1] <= 1, fitted(steepest, 1 - steepest), math.inf)
+    return bool(min(free.min(), capped.min()) <= limit)
 
 
 def _crossing(

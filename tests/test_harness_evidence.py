@@ -141,6 +141,17 @@ def test_forms_are_said_where_the_width_is_open_and_give_no_label() -> None:
     assert set(table.loc[said, "label"]) == {"inconclusive"}
 
 
+def test_a_rise_still_going_on_at_the_largest_size_is_no_jump() -> None:
+    def hinge(start: float) -> Curve:
+        return lambda s: 0.25 + 0.3 * max(0.0, s - start)
+
+    going_on = verdicts_table(frame([hinge(start) for start in np.linspace(2.4, 3.0, 20)], decades=4.0, n=1000))
+    assert "emergent_sharp" not in set(going_on["label"])
+    assert going_on["reasons"].str.contains("a wider rise that still goes on at the largest size fits as well").any()
+    ended = verdicts_table(frame([jump(3.2, 0.3)] * 10, decades=4.0, n=1000), sensitivity=False)
+    assert (ended["label"] == "emergent_sharp").sum() >= 9
+
+
 # ---- seeds ----
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from harness.fits.chinchilla import fit_chinchilla
 from harness.fits.fit import Fit, fit_row, no_fit
 from harness.fits.power_law import fit_power_law
 
@@ -15,7 +16,8 @@ AXES = ("n_params_non_embedding", "flops")
 def fits_table(scores: pd.DataFrame) -> pd.DataFrame:
     """Fit every language-modelling loss of the last checkpoints along model size and compute; one row per fit.
 
-    A loss with too few sizes gets a row of form "none" whose note says so. `params`, `ci` and `band` are JSON."""
+    A loss with too few sizes gets a row of form "none" whose note says so. Where the token budgets vary as well, a row
+    of form "chinchilla" describes the loss by both. `params`, `ci`, `band` and `recipe` are JSON."""
     rows = scores[scores["is_last"].astype(bool) & scores["value"].notna()]
     rows = rows[(rows["kind"] == "language modeling") & rows["metric"].isin(LOSSES) & (rows["role"] != "control")]
     table = []
@@ -29,4 +31,18 @@ def fits_table(scores: pd.DataFrame) -> pd.DataFrame:
             except ValueError as error:
                 fit = no_fit(axis, len(cell), cell[axis].nunique(), str(error))
             table.append({"subject": subject} | fit_row(fit))
+        if (fit := _both_scales(cell)) is not None:
+            table.append({"subject": subject} | fit_row(fit))
     return pd.DataFrame(table, columns=["subject", *(name for name in Fit.__dataclass_fields__ if name != "draws")])
+
+
+def _both_scales(cell: pd.DataFrame) -> Fit | None:
+    """Return the law of parameters and tokens; None where the runs have fewer than three token budgets."""
+    n_params, tokens = cell["n_params_non_embedding"], cell["tokens"]
+    if tokens.nunique() < 3:
+        return None
+    try:
+        names = "n_params_non_embedding,tokens"
+        return fit_chinchilla(n_params, tokens, cell["value"], groups=list(cell["run_id"]), x_name=names)
+    except ValueError as error:
+        return no_fit("n_params_non_embedding,tokens", len(cell), n_params.nunique(), str(error))
