@@ -93,6 +93,10 @@ def forecast(
     found = load_results(results)
     table = forecasts_table(found.scores, flops=flops, n_params=n_params, tokens=tokens, backtests=found.backtests)
     table = table[table["predictor"] == "stack"]
+    if (table["extrapolation"] < 0).any():
+        print(
+            "note: the target lies below the largest size: a check of the laws rather than a forecast", file=sys.stderr
+        )
     table = table if all_metrics else table[table["headline"].astype(bool)]
     shown = ["task", "level", "metric", "target_flops", "predicted", "lo80", "hi80", "lo95", "hi95", "note"]
     print_table(table if as_json else table[shown].round(3), as_json=as_json)

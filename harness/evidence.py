@@ -121,7 +121,7 @@ def metric_artefact(cell: Cell, partner: Partner, link: Link) -> tuple[str, str]
     that is itself a surprise and no link to outweigh that, or (c) with a partner that jumps: then neither the metric
     nor the ability is shown to have jumped. "no": nothing points at the metric."""
     holds = link.state == "holds"
-    state = "is open" if link.state == "unknown" else link.state
+    state = {"holds": "explains it", "fails": "does not explain it", "unknown": "leaves it open"}[link.state]
     tested = "The link is not tested." if link == UNTESTED else f"The link {state}: {link.note.rstrip('.')}."
     if partner.cell is None:
         said = "No continuous partner on the same answers: the metric's part in it is not checked."

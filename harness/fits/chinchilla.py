@@ -192,14 +192,9 @@ def _bootstrap(
     """Return (B, 5): for each resample the lower of two ends, from the optimum and from a third of the loss a term."""
     third = math.log(math.exp(log_y.mean()) / 3)
     distant = np.array([third, 0.3, third, 0.3, third])
-    ends = []
-    for start in (theta, distant):
-        end = descend(model, np.tile(start, (len(weights), 1)), log_y, weights)
-        if delta < HUBER_DELTA:
-            end = descend(model, end.theta, log_y, weights, delta=delta)
-        ends.append(end)
-    warm, cold = ends
-    return np.where((warm.objective <= cold.objective)[:, None], warm.theta, cold.theta)
+    warm, cold = (descend(model, np.tile(start, (len(weights), 1)), log_y, weights) for start in (theta, distant))
+    lower = np.where((warm.objective <= cold.objective)[:, None], warm.theta, cold.theta)
+    return descend(model, lower, log_y, weights, delta=delta).theta if delta < HUBER_DELTA else lower
 
 
 def _neg_log_likelihood(residual: np.ndarray) -> tuple[float, float]:

@@ -31,7 +31,8 @@ class Fit:
     converged: bool
     aicc: float
     note: str = ""
-    band: dict[str, list[float]] = field(default_factory=dict)  # x, y, lo, hi over the observed range
+    # x, y, lo, hi over the observed range; of size and tokens: the least loss at compute x, and the size it takes
+    band: dict[str, list[float]] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)  # objective, scale treatment, filter, starts, interval
     draws: np.ndarray | None = field(default=None, compare=False, repr=False)  # (B, p) bootstrap, as FORMS names them
 

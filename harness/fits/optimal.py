@@ -124,6 +124,8 @@ def isoflop(
     _check("isoflop", n_params=n, flops=c, loss=y)
     if not 0 < tolerance < 1:
         raise ValueError(f"isoflop: tolerance must lie between 0 and 1, got {tolerance}")
+    if noise_sd is not None and not 0 <= noise_sd < 1:
+        raise ValueError(f"isoflop: noise_sd is a standard deviation of ln loss between 0 and 1, got {noise_sd}")
     order = np.lexsort((y, n, c))
     n, c, y = n[order], c[order], y[order]
     groups, left = _budgets(n, c, budgets, tolerance)
@@ -166,9 +168,8 @@ def isoflop(
         )
     x = np.log(table["flops"].to_numpy()[used])
     minima = np.stack(drawn, axis=1)[:, used]  # (B, K)
-    line = _line(x, np.log(table["n_params"].to_numpy()[used]), minima)
-    size = LogLine(*line, int(used.sum()))
-    tokens = LogLine(-math.log(FLOPS_PER_PARAM_TOKEN) - line[0], 1 - line[1], 1 - line[3], 1 - line[2], int(used.sum()))
+    weight = 1 / np.maximum(minima.var(axis=0), 1e-8)
+    size, tokens = _both(*_line(x, np.log(table["n_params"].to_numpy()[used]), weight), int(used.sum()))
     recipe = {
         "interpolation": "Akima, ln L over ln N",
         "budgets": "given" if budgets is not None else "densest windows",
