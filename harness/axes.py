@@ -25,6 +25,10 @@ _READ = ["seed", "step", "is_last", "higher_is_better", "value", "item_se", "n",
 _DIGESTED = ["run_id", "step", "seed", "n_params_non_embedding", "tokens", "flops", *_READ[3:]]
 
 
+SAME_POINT = math.log10(1.01)  # seeds of one size closer than this on a scale stand at one point
+LARGEST = 1e100  # of a value: its square is still a number
+
+
 @dataclass(frozen=True)
 class Axis:
     """A scale s, ascending with the models, on which widths and onsets are measured."""
@@ -148,18 +152,21 @@ def make_cell(rows: Rows, axis: Axis, k: Constants) -> Cell | str:
         n = np.where(np.isfinite(n) & (n >= 1), n, math.nan)
         if np.isnan(n).all():
             return f"Not judged: neither the number of documents nor an error over documents is known.{said}"
-    n_docs = max(int(np.nanmin(n)), 1) if np.isfinite(n).any() else 0
+    if shared := _shared_point(s, rows.place[known], starts):
+        return f"Not judged: {shared}."
+    docs = np.minimum.reduceat(np.where(np.isfinite(n), n, np.nanmin(n) if np.isfinite(n).any() else 0), starts)
+    docs = np.maximum(docs, 1) if docs.any() else docs
     item = np.add.reduceat(np.nan_to_num(se) ** 2, starts) / counts
     if threshold and rows.share:
         # Where no document is right the standard error seen is 0; a share near 0 still has one (Laplace's estimate).
-        asked = n_docs * counts
+        asked = docs * counts
         mean = (np.add.reduceat(value, starts) / counts * asked + 1) / (asked + 2)
-        item = np.maximum(item, mean * (1 - mean) / n_docs)
+        item = np.maximum(item, mean * (1 - mean) / docs)
     curve = build_curve(
         s[starts],
         np.split(zero + sign * value, starts[1:]),
         item,
-        n_docs=n_docs,
+        n_docs=docs,
         seed_sd=k.seed_sd_default,
         declared_seed_sd=k.declared_seed_sd,
         paired=not threshold,
@@ -198,7 +205,11 @@ def _along(scores: pd.DataFrame, last: pd.Series, axis: str) -> tuple[Axis, pd.D
         return Axis(axis, about=about), rows.assign(_s=np.log10(_positive(rows, "tokens")))
     rows = scores[last]
     if axis != "loss":
-        return Axis(axis), rows.assign(_s=np.log10(_positive(rows, axis)))
+        s = np.log10(_positive(rows, axis))
+        by_size = s.groupby([_size_names(rows), rows["tokens"]] if "tokens" in rows else _size_names(rows))
+        # Seeds of one size whose scale differs in the last digits are one point.
+        one = (by_size.transform("max") - by_size.transform("min")) < SAME_POINT
+        return _log_axis(rows, axis), rows.assign(_s=s.where(~one, by_size.transform("mean").round(12)))
     name, loss = _losses(rows)
     names = _size_names(rows)
     compute = np.log10(_positive(rows, "flops")).groupby(names).mean()
@@ -210,8 +221,23 @@ def _along(scores: pd.DataFrame, last: pd.Series, axis: str) -> tuple[Axis, pd.D
     if lost := sorted(set(names) - set(loss.index)):
         raise StoreError(f"axis 'loss': size {lost[0]!r} has no {name}; evaluate language modelling on it too")
     unit = LOSSES[name]
-    about = f"Along minus the {name}; a decade of compute lowers it by {drop:.3g} {unit} here"
+    about = f"Along minus the {name}; a decade of compute lowers it by {drop:.3g} {unit} here. "
+    about += "Where the loss saturates, what is gradual in compute is narrow in the loss"
     return Axis(axis, unit, drop, about), rows.assign(_s=-names.map(loss).astype(float))
+
+
+def _log_axis(rows: pd.DataFrame, axis: str) -> Axis:
+    """Return a logarithmic scale with what a decade of compute is worth on it, from the sizes' own N, D and C."""
+    flops = rows["flops"].astype(float)
+    if axis == "flops" or not (np.isfinite(flops) & (flops > 0)).all():
+        return Axis(axis)
+    both = pd.DataFrame({"s": np.log10(rows[axis].astype(float)), "c": np.log10(flops)})
+    both = both.groupby(_size_names(rows)).mean()
+    both = both - both.mean()
+    worth = float((both["s"] * both["c"]).sum() / max(float((both["c"] ** 2).sum()), 1e-300))
+    if not worth > 0 or abs(worth - 1) < 0.01:  # not a scale of compute here (all sizes read the same tokens), or one
+        return Axis(axis)
+    return Axis(axis, per_decade=worth, about=f"A decade of compute is {worth:.2g} decades of this axis here")
 
 
 def _losses(last: pd.DataFrame) -> tuple[str, pd.Series]:
@@ -271,6 +297,10 @@ def _check_rows(rows: pd.DataFrame, *, by_step: bool) -> None:
             f"{_named(rows.iloc[i])}: the value {value[i]:g} is outside the metric's bounds, {limits}; "
             "shares are written as fractions, not percent"
         )
+    huge = np.isfinite(value) & (np.abs(value) > LARGEST)
+    if huge.any():
+        i = int(huge.argmax())
+        raise StoreError(f"{_named(rows.iloc[i])}: the value {value[i]:g} cannot be worked with; at most {LARGEST:g}")
     run = ["run_id"] if "run_id" in rows else ["n_params_non_embedding", "flops", "seed"]
     twice = rows.duplicated([*KEYS, *run, *(["step"] if by_step else [])], keep=False)
     if twice.any():
@@ -309,9 +339,20 @@ def _mixed(part: dict[str, np.ndarray]) -> str:
         if len(digests) > 1:
             names = ", ".join(sorted(v[:8] for v in digests))
             return f"the sizes were scored with {len(digests)} versions of the task ({names}); score all with one"
+    chance = part["chance"][np.isfinite(part["chance"])]
+    if len(chance) and np.ptp(chance) > 0.01:
+        return f"the rows disagree on chance ({chance.min():g} to {chance.max():g})"
     for name in ("higher_is_better", "continuous"):
         if len(set(map(bool, part[name]))) > 1:
             return f"the rows of this metric disagree on {name}"
+    return ""
+
+
+def _shared_point(s: np.ndarray, place: np.ndarray, starts: np.ndarray) -> str:
+    """Say which sizes stand at one point of the scale, where they would be taken for seeds of one size."""
+    for a, b in pairwise([*starts, len(s)]):
+        if len(names := sorted(set(map(str, place[a:b])))) > 1:
+            return f"{names[0]} and {names[1]} stand at one point of this axis but are not one size; use another axis"
     return ""
 
 

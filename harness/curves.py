@@ -38,8 +38,8 @@ class Constants:
         for name, value in asdict(self).items():
             if name == "declared_seed_sd" and value is None:
                 continue
-            if not (isinstance(value, int | float) and 0 < value < math.inf):
-                raise ValueError(f"{name} must be a positive number, got {value!r}")
+            if not (isinstance(value, int | float) and 1e-6 <= value <= 1e6):
+                raise ValueError(f"{name} must be a positive number, got {value!r} (accepted: 1e-6 to 1e6)")
         for name in ("alpha", "fdr"):
             if getattr(self, name) >= 0.5:
                 raise ValueError(f"{name} must be below 0.5, got {getattr(self, name)}")
@@ -101,7 +101,7 @@ class Cell:
         """Holm-adjusted one-sided p of every size against chance (K,)."""
         curve, var = self.curve, self.curve.var_level
         if self.unit_interval and self.threshold:  # under the null the document variance is that of chance
-            null = self.chance * (1 - self.chance) / curve.n_docs
+            null = self.chance * (1 - self.chance) / curve.docs
             var = np.maximum(var, var + (null - curve.item) / curve.n_seeds)
         return holm(stdtr(curve.df, (self.chance - curve.mean) / np.sqrt(var)))
 
@@ -175,9 +175,8 @@ class Cell:
         c, k = self.curve, self.constants
         above = float(c.mean[-1] - self.chance)
         if self.effect[0] < k.min_effect or self.effect[1] <= 0:
-            return (
-                f"the rise from the smallest to the largest size is {spread(*self.effect)}, not surely {k.min_effect:g}"
-            )
+            why = f"below {k.min_effect:g}" if self.effect[0] < k.min_effect else "not surely above 0"
+            return f"the rise from the smallest to the largest size is {spread(*self.effect)}, {why}"
         if above < k.min_effect:  # false where there is no chance level
             return f"the largest size is only {above:+.2f} from chance, below the minimum effect of {k.min_effect:g}"
         if not math.isnan(self.chance) and self.p_sizes[-1] > k.alpha:
@@ -253,7 +252,7 @@ class Cell:
         seeds, item = float(np.median(c.n_seeds)), float(np.median(c.item))
         ways = [f"{math.ceil((item + c.tau2) / target)} seeds"]
         if target * seeds > c.tau2 and item > 0:
-            ways.append(f"{math.ceil(c.n_docs * item / (target * seeds - c.tau2))} documents")
+            ways.append(f"{math.ceil(float(np.median(c.docs)) * item / (target * seeds - c.tau2))} documents")
         return f"needs about {' or '.join(ways)}"
 
 

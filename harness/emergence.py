@@ -233,7 +233,7 @@ def verdicts_table(
             variants[other] = _along_other(scores, other, k, judge)
         places = dict.fromkeys(name for _, name in sorted({pair for rows in curves for pair in rows.places}))
         # Enough sizes and decades is asked of the whole ladder: to leave a size out must not fail it again.
-        k_fewer = replace(k_axis, min_sizes=max(k_axis.min_sizes - 1, 3), min_decades=1e-9)
+        k_fewer = replace(k_axis, min_sizes=max(k_axis.min_sizes - 1, 3), min_decades=1e-6)
         for name in places:
             fewer = [
                 make_cell(rows.without(name), scale, k_fewer)

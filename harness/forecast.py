@@ -173,7 +173,8 @@ def _pairs(scores: pd.DataFrame, subjects: Sequence[Subject], targets: Sequence[
                 part = {
                     "subject": members, "kind": kind, "m": m, "j": j, "n_rungs": k,
                     "distance": np.maximum(log_c[:, j] - log_c[:, m - 1], 0) / math.log(10),
-                    "observed": observed[:, j] / ahead.unit, "unit": ahead.unit, "noise": ahead.var_run / n_runs[:, j],
+                    "observed": observed[:, j] / ahead.unit, "unit": ahead.unit,
+                    "log_c": log_c[:, j], "log_c_unseen": log_c[:, m], "noise": ahead.var_run / n_runs[:, j],
                 }  # fmt: skip
                 for name, p in ahead.by.items():
                     part |= {f"{name}.mean": p.mean[:, j - m], f"{name}.var": p.var[:, j - m]}
@@ -223,7 +224,8 @@ def backtests_table(scores: pd.DataFrame, *, every_origin: bool = False, rng_see
     if len(pairs):
         held_out, back = pairs["n_rungs"] - pairs["m"], pairs["n_rungs"] - pairs["j"]
         asked = pairs if every_origin else pairs[(held_out <= len(HELD_OUT)) & (back == 1)]
-        for (_, n, _), wanted in asked.groupby([asked["kind"], held_out, back], sort=True):
+        begins = asked["log_c_unseen"].round(6)  # curves of one ladder together
+        for (_, n, _, _), wanted in asked.groupby([asked["kind"], held_out, back, begins], sort=True):
             table += [
                 _backtest(subjects[r["subject"]], r, n) for r in forecast_from(pairs, wanted, n).to_dict("records")
             ]
@@ -294,6 +296,9 @@ def forecasts_table(
             raise StoreError(f"forecast: {name} must be a positive number, got {value!r}; leave it out for the default")
     subjects = _subjects(scores)
     targets = [target_of(s.rungs, **given) if len(s.rungs) >= MIN_FITTED else None for s in subjects]
+    for s, target in zip(subjects, targets, strict=True):
+        if target is not None:
+            _check_target(s, target)
     pairs = _pairs(scores, subjects, targets, rng_seed)
     missed = _missed(backtests)
     table: list[dict[str, Any]] = []
@@ -315,6 +320,18 @@ def forecasts_table(
     frame = pd.DataFrame(table, columns=FORECAST_COLUMNS)
     frame["part"] = frame["predictor"].ne(STACK)
     return frame.sort_values([*KEYS, "part", "predictor"], kind="stable", ignore_index=True)[FORECAST_COLUMNS]
+
+
+def _check_target(s: Subject, target: tuple[float, float, float]) -> None:
+    """Refuse a target whose C, N and D do not belong together as they do on the ladder."""
+    c, n, d = target
+    cost = (s.rungs["flops"] / (s.rungs["n_params_non_embedding"] * s.rungs["tokens"])).to_numpy(dtype=float)
+    known = cost[np.isfinite(cost)]
+    if d < 1 or n < 1 or (len(known) and not known.min() / 10 <= c / (n * d) <= known.max() * 10):
+        raise StoreError(
+            f"forecast: C = {c:.3g}, N = {n:.3g} and D = {d:.3g} do not belong together: C / (N D) is "
+            f"{c / (n * d):.2g}, on the ladder {known.min():.2g} to {known.max():.2g}; leave one of them out"
+        )
 
 
 def _aim(target: tuple[float, float, float]) -> dict[str, float]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
@@ -202,10 +203,13 @@ def _load(path: Path) -> pd.DataFrame:
     name = path.name.lower().removesuffix(".gz")
     try:
         if name.endswith((".csv", ".tsv")):
-            return pd.read_csv(path, sep="\t" if name.endswith(".tsv") else ",", dtype=str, keep_default_na=False)
+            sep = "\t" if name.endswith(".tsv") else ","
+            with warnings.catch_warnings():  # a row longer than the header would shift or lose its values
+                warnings.simplefilter("error", pd.errors.ParserWarning)
+                return pd.read_csv(path, sep=sep, dtype=str, keep_default_na=False, index_col=False)
         if name.endswith(".parquet"):
             return pd.read_parquet(path)
-    except (OSError, EOFError, ValueError, pd.errors.ParserError) as error:
+    except (OSError, EOFError, ValueError, pd.errors.ParserError, pd.errors.ParserWarning) as error:
         reason = str(getattr(error, "strerror", None) or error).splitlines()[0]
         raise StoreError(f"{path}: not a readable table ({reason})") from None
     raise StoreError(f"{path}: unknown kind of file; accepted: .csv, .tsv, .parquet, also with .gz")

@@ -158,7 +158,8 @@ def _open(path: Path, known: ScaleMap, notes: list[str]) -> _File:
         raise StoreError(f"{path}: {error}") from None
     if step is None:
         step = round(tokens / model.tokens_per_step) if model.tokens_per_step > 0 else 1
-    limit = (data.get("config") or {}).get("limit")
+    config = data.get("config")
+    limit = config.get("limit") if isinstance(config, Mapping) else None
     if limit:
         notes.append(f"{path.name}: only a part of the documents was asked (limit {limit})")
     return _File(path=path, data=data, model=model, seed=seed, step=step, tokens=tokens)
@@ -166,7 +167,8 @@ def _open(path: Path, known: ScaleMap, notes: list[str]) -> _File:
 
 def _model(path: Path, data: Mapping[str, Any], known: ScaleMap) -> tuple[str, str]:
     """Return the model's name and its revision, from the arguments of the run, else from the name of the file."""
-    config = data.get("config") or {}
+    config = data.get("config")
+    config = config if isinstance(config, Mapping) else {}
     given = config.get("model_args")
     if isinstance(given, str):
         given = dict(part.strip().partition("=")[::2] for part in given.split(",") if "=" in part)

@@ -60,8 +60,9 @@ def seed_split(curve: Curve, least: float, *, share: bool = False) -> Split:
         j, split = int(gaps.argmax()), bool(gaps.max() >= hole)
         cut = float(runs[j] + runs[j + 1]) / 2
         p = math.nan
-        if share and len(runs) >= MIN_SEEDS_MIXTURE and curve.n_docs:
-            p, low, high = mixture_test(tuple(np.rint(runs * curve.n_docs).astype(int).tolist()), curve.n_docs)
+        if share and len(runs) >= MIN_SEEDS_MIXTURE and curve.docs[i]:
+            n = int(curve.docs[i])
+            p, low, high = mixture_test(tuple(np.rint(runs * n).astype(int).tolist()), n)
             if not split and p < 0.05 and high - low >= hole:
                 split, cut = True, (low + high) / 2
         if split:

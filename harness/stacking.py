@@ -108,9 +108,12 @@ def forecast_from(pairs: pd.DataFrame, wanted: pd.DataFrame, held_out: int) -> p
     """Return a row per row of `wanted` (one kind) and predictor, the stack's first: predictor, weight, mean, sd.
 
     Mean and standard deviation are in transformed values. What is learned is learned from those pairs of the same kind
-    whose rung lies below the `held_out` largest of its curve; `uncalibrated` says where there are none."""
+    whose rung lies below the `held_out` largest of its curve, and below the compute of the first rung that any of
+    `wanted` was not fitted on; `uncalibrated` says where there are none."""
     kind = str(wanted["kind"].iloc[0])
     earlier = pairs[(pairs["kind"] == kind) & (pairs["j"] < pairs["n_rungs"] - held_out) & pairs["observed"].notna()]
+    if held_out:  # curves of other ladders may reach further: what lies beyond is not known yet
+        earlier = earlier[earlier["log_c"] < wanted["log_c_unseen"].min() - 1e-9]
     distance = float(wanted["distance"].median())
     names = [c.removesuffix(".mean") for c in wanted if c.endswith(".mean") and wanted[c].notna().any()]
     weights = stack_weights(earlier, distance, names)

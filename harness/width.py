@@ -37,9 +37,13 @@ class Curve:
     var_level: np.ndarray  # of the mean, counting document noise that the seeds share: for comparisons with chance
     df: np.ndarray  # degrees of freedom of var
     pooled_df: float
-    n_docs: int
+    docs: np.ndarray  # documents of each size's runs (the fewest); 0 where not known
     n_seeds: np.ndarray
     declared: bool = False  # tau2 is what the user says it is, not what the seeds show
+
+    @property
+    def n_docs(self) -> int:
+        return int(self.docs.min())
 
 
 def build_curve(
@@ -47,7 +51,7 @@ def build_curve(
     runs: list[np.ndarray],
     item: np.ndarray,
     *,
-    n_docs: int,
+    n_docs: int | np.ndarray,
     seed_sd: float = 0.02,
     declared_seed_sd: float | None = None,
     paired: bool = False,
@@ -102,7 +106,7 @@ def build_curve(
         var_level=one / size + shared * item * (1 if paired else 1 - 1 / size),
         df=np.where(odd, size - 1.0, df),
         pooled_df=df,
-        n_docs=n_docs,
+        docs=np.broadcast_to(np.asarray(n_docs, dtype=int), (k,)),
         n_seeds=size,
         declared=declared,
     )
@@ -138,6 +142,7 @@ def logistic_rise(curve: Curve, height: float) -> Rise:
     best = int(surface.chi2.argmin())
     limit = profile_limit(float(surface.chi2.flat[best]), len(curve.s), curve.pooled_df)
     lo, hi = profile_interval(surface.w[:, 0], surface.chi2.min(axis=1), limit)
+    hi = max(hi, _ramp_between(curve))
     onset, onset_lo, onset_hi = _crossing(curve.s, surface, height, surface.chi2 <= limit, best)
     return Rise(
         float(surface.w.flat[best]),
@@ -150,6 +155,16 @@ def logistic_rise(curve: Curve, height: float) -> Rise:
         gradual=_is_gradual(curve.s, *_quarters(curve.s, _monotone_draws(curve))),
         limit=limit,
     )
+
+
+def _ramp_between(curve: Curve) -> float:
+    """Return the 10-90 % width of a straight rise between the two neighbouring sizes that hold half the rise or more.
+
+    No size lies in between, so only the tails of a logistic speak against it, and a straight rise has none. 0 where no
+    two neighbours hold so much."""
+    y = monotone(curve.mean[None], 1 / curve.var)[0]
+    steps, rise = np.diff(y), float(y[-1] - y[0])
+    return 0.8 * float(np.diff(curve.s)[steps >= rise / 2].max(initial=0.0)) if rise > 0 else 0.0
 
 
 def may_go_on(curve: Curve, limit: float, width: float) -> bool:

@@ -224,3 +224,56 @@ def test_the_digest_names_the_rows_in_any_order_and_no_others() -> None:
     changed: dict[str, Any] = {"value": scores["value"].where(scores.index != 0, 0.5)}
     moved = verdicts_table(scores.assign(**changed), sensitivity=False)["rows_digest"]
     assert (moved == digests).tolist() == [False, True]
+
+
+def ramp_over(gap: float) -> pd.DataFrame:
+    """Sizes with a gap in which the whole rise lies, a straight one."""
+    scores = frame([lambda s: 0.25 + 0.6 * min(max((s - 1.2) / gap, 0.0), 1.0)], decades=1.0, sizes=7)
+    places = dict(
+        zip(sorted(scores["flops"].unique()), [0, 0.4, 0.8, 1.2, 1.2 + gap, 1.6 + gap, 2.0 + gap], strict=True)
+    )
+    s = scores["flops"].map(places)
+    value = 0.25 + 0.6 * ((s - 1.2) / gap).clip(0, 1)
+    noise = np.random.default_rng(0).normal(0, 0.005, len(s))
+    return scores.assign(flops=10 ** (11 + s), n_params_non_embedding=10 ** (3 + s), value=value + noise)
+
+
+@pytest.mark.parametrize(("gap", "label"), [(0.5, "emergent_sharp"), (1.5, "inconclusive"), (3.0, "inconclusive")])
+def test_a_rise_inside_a_gap_without_sizes_is_only_called_a_jump_where_a_straight_one_would_be(
+    gap: float, label: str
+) -> None:
+    assert one(ramp_over(gap))["label"] == label
+
+
+def test_sizes_at_one_point_of_the_axis_are_not_taken_for_seeds() -> None:
+    scores = frame([jump(0.9, 0.2)], seeds=1)
+    other = scores.assign(n_params_non_embedding=scores["n_params_non_embedding"] * 3)
+    verdict = one(pd.concat([scores, other]))
+    assert verdict["label"] == "inconclusive" and "but are not one size" in verdict["reasons"]
+
+
+def test_seeds_whose_compute_differs_in_the_last_digits_are_one_size() -> None:
+    scores = frame([jump(0.9, 0.2)]).assign(size=lambda f: f["n_params_non_embedding"].map("{:.0f}".format))
+    near = scores.assign(flops=scores["flops"] * (1 + 1e-4 * scores["seed"]))
+    assert one(near)["n_sizes"] == 8 and one(near)["n_seeds"] == 3
+    assert one(near)["label"] == one(scores)["label"] == "emergent_sharp"
+
+
+def test_one_size_with_few_documents_does_not_blur_the_others() -> None:
+    scores = frame([jump(0.9, 0.2)], n=2000)
+    scores.loc[scores["flops"] == scores["flops"].min(), "n"] = 20
+    assert one(scores)["label"] == "emergent_sharp"
+
+
+def test_rows_that_disagree_on_chance_are_not_judged() -> None:
+    scores = frame([jump(0.9, 0.2)])
+    verdict = one(scores.assign(chance=np.where(scores["seed"] == 0, 0.5, 0.25)))
+    assert verdict["label"] == "inconclusive" and "disagree on chance (0.25 to 0.5)" in verdict["reasons"]
+
+
+def test_the_sharp_width_is_a_decade_of_compute_on_every_axis() -> None:
+    scores = frame([jump(2.0, 1.5)], decades=4.0)  # C grows with N squared: 1.5 decades of C are 0.75 of N
+    scores["n_params_non_embedding"] = np.sqrt(scores["flops"])
+    for axis in ("flops", "n_params_non_embedding"):
+        assert verdicts_table(scores, axis=axis)["label"][0] != "emergent_sharp"
+    assert "A decade of compute is 0.5 decades" in verdicts_table(scores, axis="n_params_non_embedding")["reasons"][0]
