@@ -418,3 +418,24 @@ def test_the_ladders_80_percent_intervals_cover_75_to_90_percent_of_its_own_larg
     found = bench.summary(rows[rows["n_sizes"] >= bench.LEAST_FITTED]).loc["stack"]
     assert found["n"] == 180 and 0.75 <= found["covered80"] <= 0.90
     assert found["error"] < 1.5
+
+
+def test_what_other_curves_reach_beyond_a_held_out_size_is_not_known_to_its_forecast() -> None:
+    levels = smooth(8, 1)
+    table = sweep(levels, sizes=8)
+    top = np.sort(table["flops"].unique())
+    short = table["task"].isin(list(levels)[4:]) & (table["flops"] > top[5])  # half of the curves end at size 6
+    table = table[~short]
+    beyond = table["flops"] == top[6]
+    changed = table.assign(value=table["value"].where(~beyond, 1 - table["value"]))
+    before, after = (stack(backtests_table(t))["predicted"] for t in (table, changed))
+    assert before[list(levels)[4:]].tolist() == after[list(levels)[4:]].tolist()
+    assert before[list(levels)[:4]].tolist() != after[list(levels)[:4]].tolist()
+
+
+def test_a_target_whose_compute_parameters_and_tokens_do_not_belong_together_is_refused() -> None:
+    table = sweep(smooth(2, 0))
+    with pytest.raises(StoreError, match=r"do not belong together: C / \(N D\)"):
+        forecasts_table(table, flops=1e23, n_params=1e30)
+    with pytest.raises(StoreError, match="leave one of them out"):
+        forecasts_table(table, flops=1e23, n_params=1e9, tokens=1e9)
