@@ -57,13 +57,6 @@ FORMS: dict[str, Form] = {
         lambda p, n, d: p["E"] + p["A"] * n ** -p["alpha"] + p["B"] * d ** -p["beta"],
         "Hoffmann 2022, equation 2",
     ),
-    "overtraining": Form(
-        "E + (A M^alpha + B M^-alpha) C^-alpha, M = D / N",
-        ("A", "B", "E", "alpha"),
-        ("C", "M"),
-        lambda p, c, m: p["E"] + (p["A"] * m ** p["alpha"] + p["B"] * m ** -p["alpha"]) * c ** -p["alpha"],
-        "Gadre 2024, equation 4",
-    ),
     "bnsl1": Form(
         "a + b x^-c0 (1 + (x/d1)^(1/f1))^(-c1 f1)",
         ("a", "b", "c0", "c1", "d1", "f1"),
