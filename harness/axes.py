@@ -208,8 +208,9 @@ def _along(scores: pd.DataFrame, last: pd.Series, axis: str) -> tuple[Axis, pd.D
         s = np.log10(_positive(rows, axis))
         by_size = s.groupby([_size_names(rows), rows["tokens"]] if "tokens" in rows else _size_names(rows))
         # Seeds of one size whose scale differs in the last digits are one point.
-        one = (by_size.transform("max") - by_size.transform("min")) < SAME_POINT
-        return _log_axis(rows, axis), rows.assign(_s=s.where(~one, by_size.transform("mean").round(12)))
+        apart = by_size.transform("max") - by_size.transform("min")
+        near = (apart > 0) & (apart < SAME_POINT)
+        return _log_axis(rows, axis), rows.assign(_s=s.where(~near, by_size.transform("mean").round(12)))
     name, loss = _losses(rows)
     names = _size_names(rows)
     compute = np.log10(_positive(rows, "flops")).groupby(names).mean()
