@@ -113,8 +113,8 @@ def isoflop(
     n_params, flops, loss (n,) positive, one point a run. Runs within `tolerance` (relative) of a budget belong to it;
     without `budgets` they are the windows of that width holding most sizes. In each, ln L (mean over the seeds of a
     size) is interpolated over ln N (Akima) and its minimum taken. A minimum at the smallest or largest size only
-    bounds N* and is left out of the lines, with its note. Minima are weighted by their bootstrap variance: Gaussian
-    noise of SD `noise_sd` in ln L is added to every run, by default the pooled SD between seeds, without seeds what
+    bounds N* and is left out of the lines, with its note. Minima are weighted by their bootstrap variance plus the
+    median one: Gaussian noise of SD `noise_sd` in ln L is added to every run, by default the pooled SD between seeds, without seeds what
     the curves' third differences show.
 
     Interval of the exponents: t with K - 2 degrees of freedom for K budgets, from their scatter about the line; that
@@ -168,7 +168,9 @@ def isoflop(
         )
     x = np.log(table["flops"].to_numpy()[used])
     minima = np.stack(drawn, axis=1)[:, used]  # (B, K)
-    weight = 1 / np.maximum(minima.var(axis=0), 1e-8)
+    var = minima.var(axis=0)
+    # Variances from one noisy curve each: bare, they give weights that chance has sized (90 % of intervals hold).
+    weight = 1 / np.maximum(var + np.median(var), 1e-8)
     size, tokens = _both(*_line(x, np.log(table["n_params"].to_numpy()[used]), weight), int(used.sum()))
     recipe = {
         "interpolation": "Akima, ln L over ln N",
@@ -176,7 +178,7 @@ def isoflop(
         "tolerance": tolerance,
         "noise": f"SD {noise:.3g} of ln L, {source}",
         "bootstrap": f"{n_bootstrap} draws of that noise",
-        "interval": "t, K - 2 degrees of freedom, weights 1 / bootstrap variance of ln N*",
+        "interval": "t, K - 2 degrees of freedom, weights 1 / (bootstrap variance of ln N* + its median)",
     }
     return IsoFlop(table, pd.concat(curves, ignore_index=True), size, tokens, float(noise), left, recipe)
 
