@@ -114,8 +114,8 @@ def isoflop(
     without `budgets` they are the windows of that width holding most sizes. In each, ln L (mean over the seeds of a
     size) is interpolated over ln N (Akima) and its minimum taken. A minimum at the smallest or largest size only
     bounds N* and is left out of the lines, with its note. Minima are weighted by their bootstrap variance plus the
-    median one: Gaussian noise of SD `noise_sd` in ln L is added to every run, by default the pooled SD between seeds, without seeds what
-    the curves' third differences show.
+    median one: Gaussian noise of SD `noise_sd` in ln L is added to every run, by default the pooled SD between seeds,
+    without seeds what the curves' third differences show.
 
     Interval of the exponents: t with K - 2 degrees of freedom for K budgets, from their scatter about the line; that
     of each N* is a percentile of its draws. Raises ValueError for fewer than 3 budgets of 4 sizes with an inner

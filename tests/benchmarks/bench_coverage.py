@@ -2,10 +2,10 @@
 
     python tests/benchmarks/bench_coverage.py [--datasets 500] [--only power_law,chinchilla,optimal,logistic]
 
-Prints a Markdown table and writes reports/benchmarks/coverage.json; all of it takes ten minutes of one core. A row is one quantity in one design; "kept" is the
-number of data sets whose fit took the form they were drawn from and on which the share is counted. "loss at 10x" is
-the law's loss where compute (for one variable: x) is ten times the largest observed; it counts every fit, whatever
-its form. With 500 data sets the standard error of a share is 1 point."""
+Prints a Markdown table and writes reports/benchmarks/coverage.json; all of it takes ten minutes of one core. A row is
+one quantity in one design; "kept" is the number of data sets whose fit took the form they were drawn from and on which
+the share is counted. "loss at 10x" is the law's loss where compute (for one variable: x) is ten times the largest
+observed; it counts every fit, whatever its form. With 500 data sets the standard error of a share is 1 point."""
 
 from __future__ import annotations
 
@@ -251,7 +251,7 @@ def main() -> None:
         # One stream per design, so that a part run alone gives the numbers of the whole.
         rng = np.random.default_rng([len(design), *design.encode(), *form.encode()])
         counts = count(rng, options.datasets)
-        shares = {name: 100 * float(np.mean(values)) for name, values in counts.items()}
+        shares = {name: round(100 * float(np.mean(values)), 1) for name, values in counts.items()}
         kept = min(len(values) for values in counts.values())
         rows.append({"form": form, "design": design, "datasets": options.datasets, "kept": kept, "covered": shares})
         out = ", ".join(f"{name} {marked(share)}" for name, share in shares.items())
