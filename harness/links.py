@@ -23,9 +23,9 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit, gammaln
 
+from harness.cells import cells, unusable
 from harness.curve_links import curve_link, link_of_scores
 from harness.curves import Constants
-from harness.scores import _cells, _unusable
 from harness.store import StoreError
 from harness.threshold import Link, judge, unknown
 from tasks.metrics import GROUP, METRICS, Cell
@@ -160,7 +160,7 @@ def links_table(
     last = runs[runs["is_last"].astype(bool) & (runs["flops"] > 0)].set_index("run_id")
     kept = samples[samples["step"].to_numpy() == samples["run_id"].map(last["step"]).to_numpy()]
     parts: dict[tuple[str, str], list[tuple[str, pd.DataFrame, Cell]]] = {}
-    for task, level, run_id, _, part, cell in _cells(kept, documents, tasks):
+    for task, level, run_id, _, part, cell in cells(kept, documents, tasks):
         parts.setdefault((task["name"], level), []).append((run_id, part, cell))
     found: dict[tuple[str, str, str], Link | str] = {}
     for task in tasks:
@@ -177,7 +177,7 @@ def _item_link(name: str, parts: list[tuple[str, pd.DataFrame, Cell]], last: pd.
     arrays: list[tuple[np.ndarray, ...]] = []
     kept = []
     for run_id, part, cell in parts:
-        if _unusable(cell) or not np.array_equal(part["doc_id"], docs):
+        if unusable(cell) or not np.array_equal(part["doc_id"], docs):
             continue
         try:
             values, weights = METRICS[name].function(cell)

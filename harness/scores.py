@@ -5,8 +5,6 @@ What could not be scored keeps its row, with a missing value and the reason in `
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -14,12 +12,12 @@ import pandas as pd
 from scipy.stats import norm
 from scipy.stats import t as student_t
 
+from harness.cells import cells, unusable
 from harness.store import StoreError
 from tasks.metrics import METRICS, Cell
 
 Z = float(norm.ppf(0.975))
 _SCALE = ["size", "n_params", "n_params_non_embedding", "seed", "tokens", "flops", "is_last"]
-_UNITS = ("words", "words_greedy", "chars", "chars_greedy", "sentences", "sentences_greedy")
 _KEYS = ["task", "level", "metric", "n_params", "size", "seed", "run_id", "step"]
 _ASKED = ["task", "kind", "ability", "role", "level", "metric", "headline", "continuous", "higher_is_better", "partner"]
 _SCORED = ["value", "item_se", "item_lo", "item_hi", "n", "chance", "chance_source"]
@@ -61,8 +59,8 @@ def score_cells(samples: pd.DataFrame, documents: pd.DataFrame, tasks: list[dict
     `chance` is the score of guessing evenly, or that of the task's shortcut where it is better. Raises StoreError where
     samples and documents do not belong together."""
     rows = []
-    for task, level, run_id, step, part, cell in _cells(samples, documents, tasks):
-        unusable = _unusable(cell)
+    for task, level, run_id, step, part, cell in cells(samples, documents, tasks):
+        note = unusable(cell)
         shortcuts = (task.get("shortcut") or {}).get(level, {})
         for name in task["metrics"]:
             metric = METRICS[name]
@@ -85,15 +83,15 @@ def score_cells(samples: pd.DataFrame, documents: pd.DataFrame, tasks: list[dict
                 "chance_source": source,
                 "task_digest": task["digest"],
             }
-            rows.append(row | _score(name, cell, unusable))
+            rows.append(row | _score(name, cell, note))
     return pd.DataFrame(rows, columns=["run_id", "step", *_ASKED, *_SCORED, "task_digest", "note"])
 
 
-def _score(name: str, cell: Cell, unusable: str) -> dict[str, Any]:
+def _score(name: str, cell: Cell, note: str) -> dict[str, Any]:
     """Return value, errors, number of scored units and note of one metric on one cell."""
     nothing = dict.fromkeys(("value", "item_se", "item_lo", "item_hi"), math.nan)
-    if unusable:
-        return nothing | {"note": unusable}
+    if note:
+        return nothing | {"note": note}
     try:
         values, weights = METRICS[name].function(cell)
     except ValueError as error:
@@ -113,73 +111,6 @@ def _chance(uniform: float | None, shortcut: float | None, higher_is_better: boo
     if shortcut is not None and (uniform is None or (shortcut > uniform) == higher_is_better):
         return float(shortcut), "shortcut" if shortcut != uniform else "uniform"
     return (math.nan, None) if uniform is None else (float(uniform), "uniform")
-
-
-def _unusable(cell: Cell) -> str:
-    answered = np.isfinite(cell.logprobs) | np.isnan(cell.n_tokens)  # NaN tokens: padding
-    lost = int((~answered.all(axis=1)).sum())
-    return f"{lost} of {len(answered)} documents have a log-probability that is not finite" if lost else ""
-
-
-_Part = tuple[dict[str, Any], str, str, int, pd.DataFrame, Cell]
-
-
-def _cells(samples: pd.DataFrame, documents: pd.DataFrame, tasks: list[dict[str, Any]]) -> Iterator[_Part]:
-    """Yield (task, level, run_id, step, sample rows in document order, cell), in a fixed order."""
-    known = {task["name"]: task for task in tasks}
-    if unknown := sorted(set(samples["task"]) - set(known)):
-        raise StoreError(f"the samples hold unknown task(s) {', '.join(unknown)}; tasks.json lists {', '.join(known)}")
-    answers = dict(list(documents.groupby(["task", "level"], sort=False)))
-    for (name, level), rows in samples.groupby(["task", "level"], sort=True):
-        if (name, level) not in answers:
-            raise StoreError(f"task {name!r} level {level!r} has samples but no documents; evaluate it again")
-        docs = answers[name, level].sort_values("doc_id", ignore_index=True)
-        rows = rows.sort_values(["run_id", "step", "doc_id"], ignore_index=True)
-        place = np.minimum(np.searchsorted(docs["doc_id"], rows["doc_id"]), len(docs) - 1)
-        if strange := sorted(set(rows["doc_id"]) - set(docs["doc_id"])):
-            raise StoreError(f"task {name!r} level {level!r}: no document {strange[0]}, which has samples")
-        if rows.duplicated(["run_id", "step", "doc_id"]).any():
-            raise StoreError(f"task {name!r} level {level!r}: a run answered a document twice at one checkpoint")
-        columns = _columns(rows, docs, place, f"task {name!r} level {level!r}")
-        ids, steps = rows["run_id"].to_numpy(), rows["step"].to_numpy()
-        starts = np.flatnonzero(np.r_[True, (ids[1:] != ids[:-1]) | (steps[1:] != steps[:-1])])
-        for a, b in zip(starts, [*starts[1:], len(rows)], strict=True):
-            cell = Cell(**{key: value[a:b] for key, value in columns.items()})
-            yield known[name], level, str(ids[a]), int(steps[a]), rows.iloc[a:b], cell
-
-
-def _columns(rows: pd.DataFrame, docs: pd.DataFrame, place: np.ndarray, where: str) -> dict[str, Any]:
-    """Return the columns of a Cell for all rows (n,) of a task and level; lists are padded with NaN to (n, k)."""
-    texts = [tuple(found) for found in docs["continuations"]]
-    output = str(docs["output"].iloc[0])
-    if output != "Text":  # the delimiter belongs to the prompt's side when lengths are counted
-        texts = [tuple(text.lstrip() for text in found) for found in texts]
-    width = np.array([len(found) for found in texts])
-    lengths = width[place]
-    mask = np.arange(width.max()) < lengths[:, None]  # (n, k)
-
-    def padded(name: str) -> np.ndarray:
-        values = np.fromiter(chain.from_iterable(rows[name]), dtype=float)
-        if len(values) != mask.sum() or any(len(v) != n for v, n in zip(rows[name], lengths, strict=True)):
-            raise StoreError(f"{where}: {name} does not have one entry per continuation of its document")
-        out = np.full(mask.shape, math.nan)
-        out[mask] = values
-        return out
-
-    columns: dict[str, Any] = {name: padded(name) for name in ("logprobs", "n_tokens", "n_greedy")}
-    for name, count in (("n_chars", len), ("n_bytes", lambda text: len(text.encode("utf-8")))):
-        of_docs = np.full((len(docs), width.max()), math.nan)
-        of_docs[np.arange(width.max()) < width[:, None]] = [count(text) for found in texts for text in found]
-        columns[name] = of_docs[place]
-    if output == "Choice":
-        columns["answer"] = docs["answer"].to_numpy(dtype=np.int64)[place]
-    if output == "Answer":
-        columns["references"] = [texts[i] for i in place]
-        if rows["generation"].notna().all():  # otherwise nothing was generated: likelihoods decide
-            columns["generations"] = list(rows["generation"])
-    if output == "Text":
-        columns |= {name: rows[name].to_numpy(dtype=float) for name in _UNITS if rows[name].notna().all()}
-    return columns
 
 
 def add_scale(scores: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
@@ -233,10 +164,10 @@ def examples_table(
     prompts = first.set_index(["task", "level", "doc_id"])
     right = {"Choice": "acc", "Answer": "exact_match", "Text": "char_accuracy"}
     table = []
-    for task, level, run_id, _, part, cell in _cells(kept, first, tasks):
+    for task, level, run_id, _, part, cell in cells(kept, first, tasks):
         asked = prompts.loc[[(task["name"], level, doc_id) for doc_id in part["doc_id"]]]
         output = asked["output"].iloc[0]
-        correct = METRICS[right[output]].function(cell)[0] if not _unusable(cell) else np.full(len(part), math.nan)
+        correct = METRICS[right[output]].function(cell)[0] if not unusable(cell) else np.full(len(part), math.nan)
         for i, (document, sample) in enumerate(zip(asked.itertuples(), part.itertuples(), strict=True)):
             gold = int(document.answer) if output == "Choice" else 0
             texts = [str(text) for text in document.continuations]

@@ -48,6 +48,12 @@ SAMPLES = pa.schema(
         ("n_greedy", pa.list_(pa.int64())),  # tokens that are the model's first choice
         ("generation", pa.string()),  # trimmed at the stop string; null where nothing was generated
         ("generation_raw", pa.string()),
+        # The same continuations without the prompt, where the task asks for a metric that compares the two.
+        ("logprobs_alone", pa.list_(pa.float64())),
+        ("n_shots_dropped", pa.int64()),  # worked examples that did not fit the context
+        # Of a text, by how many tokens a token was read after: entry b is 2**b to 2**(b + 1) - 1 of them.
+        ("nats_by_position", pa.list_(pa.float64())),
+        ("tokens_by_position", pa.list_(pa.int64())),
         # Units of a text that a greedy reader would have predicted whole; null where the task has no text.
         *((name, pa.int64()) for unit in ("words", "chars", "sentences") for name in (unit, f"{unit}_greedy")),
     ]
@@ -62,9 +68,13 @@ DOCUMENTS = pa.schema(
         ("prompt", pa.string()),
         ("continuations", pa.list_(pa.string())),
         ("answer", pa.int64()),
-        ("stop", pa.string()),
+        ("n_chars", pa.list_(pa.int64())),  # of each continuation without the delimiter; so is n_bytes
+        ("n_bytes", pa.list_(pa.int64())),
+        ("stop", pa.list_(pa.string())),
+        ("max_tokens", pa.int64()),
         ("chance", pa.float64()),
         ("n_shot", pa.int64()),
+        ("cluster", pa.string()),  # documents of one cluster share a source
         ("prompt_digest", pa.string()),
     ]
 )
@@ -151,6 +161,8 @@ def read_json(path: Path) -> Any:
 
 def write_table(path: Path, frame: pd.DataFrame, schema: pa.Schema | None = None) -> None:
     """Write a frame as parquet, atomically; the same frame gives the same bytes."""
+    if schema is not None:
+        frame = frame.reindex(columns=schema.names)  # what a writer does not know is missing
     table = pa.Table.from_pandas(frame, schema=schema, preserve_index=False).replace_schema_metadata(None)
     with _replacing(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")

@@ -12,11 +12,10 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import pandas as pd
+from typing import Any
 
 from harness import corpus
+from harness.ask import Question, answer, documents_frame, questions
 from harness.execute import Event, Job, Progress, Report, run_jobs
 from harness.plan import Plan, RunPlan, evaluated_steps, make_plan
 from harness.spec import Sweep, SweepSpec, resolve
@@ -31,10 +30,6 @@ from harness.store import (
     write_json,
     write_table,
 )
-
-if TYPE_CHECKING:
-    from harness.evaluate import Question
-
 
 _SECONDS_WORTH_A_WORKER = 60.0  # a worker spends about 8 s of CPU on its imports
 
@@ -187,15 +182,10 @@ def stream_path(sweep: Sweep, results: Path, data_seed: int) -> Path:
 
 
 def _write_documents(sweep: Sweep, folder: Path) -> None:
-    columns = [name for name in DOCUMENTS.names if name != "continuations"]
     for task in sweep.tasks:
         path = documents_path(folder, task.name, sweep.digest_of(task))
         if not is_part(path):
-            rows = [
-                {name: getattr(d, name) for name in columns} | {"continuations": list(d.continuations)}
-                for d in task.documents(limit=sweep.limit(task))
-            ]
-            write_table(path, pd.DataFrame(rows), DOCUMENTS)
+            write_table(path, documents_frame(task.documents(limit=sweep.limit(task))), DOCUMENTS)
 
 
 def _train(plan: RunPlan, tokenizer_folder: Path, stream: Path, progress: Progress) -> None:
@@ -247,7 +237,6 @@ def environment() -> dict[str, str]:
 def _evaluate(plan: RunPlan, sweep: Sweep, results: Path, progress: Progress) -> None:
     import torch
 
-    from harness.evaluate import answer
     from models.lm import TransformerLM
     from models.train import keep_freed_memory
 
@@ -266,7 +255,9 @@ def _evaluate(plan: RunPlan, sweep: Sweep, results: Path, progress: Progress) ->
             task_digest = sweep.digest_of(tasks[name])
             try:
                 asked = _questions(sweep, tasks[name], model)
-                frame = answer(model, asked, run_id=run_id, step=step, task_digest=task_digest)
+                frame = answer(
+                    model, asked, run_id=run_id, step=step, task_digest=task_digest, alone=tasks[name].needs("alone")
+                )
             except (ValueError, RuntimeError) as error:  # one task that cannot be asked costs no other its answers
                 failures.append(f"{name} at step {step}: {error}")
             else:
@@ -285,8 +276,6 @@ _ASKED: dict[tuple[str, str, int], list[Question]] = {}
 
 
 def _questions(sweep: Sweep, task: Any, model: Any) -> list[Question]:
-    from harness.evaluate import questions
-
     key = (sweep.digest_of(task), sweep.corpus_digest, model.context_length)
     if key not in _ASKED:
         _ASKED[key] = questions(task.documents(limit=sweep.limit(task)), model)

@@ -24,6 +24,8 @@ from tasks import identity, prompting, sources
 from tasks.errors import TaskError, Unavailable, suggest
 from tasks.metrics import DEFAULTS, HEADLINES, METRICS
 from tasks.outputs import OUTPUTS, Answer, Choice, Doc, Document, Text
+from tasks.sources import Data
+from tasks.text import LANGUAGES, NORMALIZATIONS
 
 KINDS = ("language modeling", "classification", "qa", "generation")
 ROLES = ("probe", "control")
@@ -46,7 +48,13 @@ class Task:
     shots: int
     join: str
     delimiter: str
-    data: str | Path | Callable[[], Sequence[Mapping[str, Any]]] | None
+    data: Data | None
+    examples: Data | None
+    fixed_shots: bool
+    preamble: str
+    cluster: str | None
+    language: str
+    normalize: str
     asked_metrics: tuple[str, ...]
     asked_metric: str | None
     shared: bool
@@ -68,6 +76,8 @@ class Task:
             raise TaskError(f"task name {self.name!r}: use letters, digits, '-' and '_' (it names files and columns)")
         one_of(self.kind, "kind", KINDS)
         one_of(self.role, "role", ROLES)
+        one_of(self.language, "language", LANGUAGES)
+        one_of(self.normalize, "normalization", NORMALIZATIONS)
         for metric in self.asked_metrics:
             one_of(metric, "metric", METRICS)
         if self.shots < 0 or (self.size is not None and self.size < 1):
@@ -89,6 +99,8 @@ class Task:
                 f"and every list a parameter; parameters: {', '.join(rest) or 'none'}; "
                 f"lists: {', '.join(self.grid) or 'none'}"
             )
+        if self.data is None and (self.examples is not None or self.cluster is not None):
+            raise TaskError(f"task {self.name!r}: examples= and cluster= need rows: give data=, and a function of row")
         if self.balanced and (self.data is not None or self.output != "Choice"):
             raise TaskError(f"task {self.name!r}: balanced=True needs a function of rng that returns Choice")
 
@@ -141,14 +153,21 @@ class Task:
         """Name of the headline metric."""
         return self.asked_metric or HEADLINES[self.output]
 
+    def needs(self, what: str) -> bool:
+        """Whether one of the metrics needs this asked besides ("alone", "judge"; see Metric.needs)."""
+        return any(METRICS[name].needs == what for name in self.metrics)
+
     @cached_property
     def rows(self) -> list[sources.Row]:
         """The data of a task that reads some, in the order of the file; empty for a procedural task."""
-        if self.data is None:
-            return []
-        if callable(self.data):
-            return [sources.Row(row, where=f"{self.name}, row {i}") for i, row in enumerate(self.data())]
-        return sources.read_jsonl(self.file.parent / self.data)
+        return [] if self.data is None else sources.read_rows(self.data, self.name, self.file.parent)
+
+    @cached_property
+    def example_rows(self) -> list[sources.Row]:
+        """The rows that worked examples are made of: those of `examples`, else the task's own."""
+        if self.examples is None:
+            return self.rows
+        return sources.read_rows(self.examples, f"{self.name}, examples", self.file.parent)
 
     @cached_property
     def digest(self) -> str:
@@ -157,6 +176,13 @@ class Task:
             code = [identity.code_text(function) for function in (self.function, self.train) if function is not None]
         except OSError as error:
             raise TaskError(f"task {self.name!r}: its source cannot be read ({error}); define it in a file") from error
+        # Options that were added later count where they are used: adding one changes no other task's digest.
+        later = {
+            "examples": [dict(row) for row in self.example_rows] if self.examples is not None else None,
+            "fixed_shots": self.fixed_shots,
+            "preamble": self.preamble,
+        }
+        used = {name: value for name, value in later.items() if value}
         return identity.digest_of(
             FORMAT,
             self.name,
@@ -165,6 +191,7 @@ class Task:
             (self.shots, self.join, self.delimiter, self.shared, self.balanced),
             code,
             [dict(row) for row in self.rows],
+            *([used] if used else []),
         )
 
     def shortcuts(self) -> dict[str, dict[str, float]]:
@@ -183,6 +210,8 @@ class Task:
             "levels": self.levels,
             "metrics": list(self.metrics),
             "metric": self.metric,
+            "language": self.language,
+            "normalize": self.normalize,
             "digest": self.digest,
             "description": self.description,
             "source": self.source,
@@ -246,7 +275,8 @@ class Task:
     def _draw(self, rng: np.random.Generator, level: dict[str, Any], split: str, *, number: int | None = None) -> Doc:
         """The first draw that belongs to the split and, for a balanced task, has the answer that is due."""
         if self.data is not None:
-            row = self.rows[int(rng.integers(len(self.rows)))]
+            rows = self.rows if split == "evaluation" else self.example_rows
+            row = rows[int(rng.integers(len(rows)))]
             return self._call(row, level, row.where)
         for _ in range(prompting.MAX_REDRAWS):
             doc = self._call(rng, level, split)
@@ -287,14 +317,13 @@ class Task:
                 f"task {self.name!r} ({self.source}): all documents must be of one kind of output; "
                 f"document {doc_id} is {doc.output}, not {self.output}"
             )
-        key = (self.digest, level_name(level), seed, doc_id)
-        drawn = prompting.draw_shots(doc, self.shots, key, lambda rng: self._draw(rng, level, "train"))
+        drawn = self._shots(doc, level, (self.digest, level_name(level), seed), doc_id)
         if len(drawn) < self.shots:
             raise TaskError(
                 f"task {self.name!r}: shots={self.shots}, but only {len(drawn)} other documents are to be had"
             )
         shots = tuple(prompting.with_answer(shot, self.delimiter) for shot in drawn)
-        prompt = prompting.render(shots, doc.prompt_text, join=self.join)
+        prompt = prompting.render(shots, doc.prompt_text, join=self.join, preamble=self.preamble)
         continuations: Sequence[str] = (
             (doc.text,) if isinstance(doc, Text) else (doc.choices if isinstance(doc, Choice) else doc.references)
         )
@@ -307,14 +336,23 @@ class Task:
             prompt=prompt,
             continuations=tuple(delimiter + continuation for continuation in continuations),
             answer=doc.gold_index if isinstance(doc, Choice) else None,
-            stop=doc.stop if isinstance(doc, Answer) else None,
+            stop=tuple(doc.stop or ()) if isinstance(doc, Answer) else (),
             max_tokens=doc.max_tokens if isinstance(doc, Answer) else None,
             chance=1 / len(doc.choices) if isinstance(doc, Choice) else (0.0 if isinstance(doc, Answer) else None),
             prompt_digest=prompting.prompt_digest(prompt),
             shots=shots,
             join=self.join,
+            preamble=self.preamble,
+            cluster=None if self.cluster is None else str(self.rows[doc_id][self.cluster]),
             doc=doc,
         )
+
+    def _shots(self, doc: Doc, level: dict[str, Any], key: tuple[object, ...], doc_id: int) -> list[Doc]:
+        if self.fixed_shots and self.examples is not None:  # the author chose them, and their order
+            listed = (self._call(row, level, row.where) for row in self.example_rows)
+            return list(itertools.islice((shot for shot in listed if shot.content != doc.content), self.shots))
+        own = () if self.fixed_shots else (doc_id,)
+        return prompting.draw_shots(doc, self.shots, (*key, *own), lambda rng: self._draw(rng, level, "train"))
 
 
 def task(
@@ -325,7 +363,13 @@ def task(
     role: str = "probe",
     size: int | None = None,
     shots: int = 0,
-    data: str | Path | Callable[[], Sequence[Mapping[str, Any]]] | None = None,
+    data: Data | None = None,
+    examples: Data | None = None,
+    fixed_shots: bool = False,
+    preamble: str = "",
+    cluster: str | None = None,
+    language: str = "en",
+    normalize: str = "strip",
     metrics: Sequence[str] = (),
     metric: str | None = None,
     join: str = "\n",
@@ -341,7 +385,16 @@ def task(
     """Turn a function into a Task. Remaining keyword arguments are the difficulty grid, `name=[values]`.
 
     size: evaluation documents per level (default 500; of a data file, all rows).
-    data: a JSON Lines file beside the task's own file, or a function that returns rows; the first parameter is `row`.
+    data: a .jsonl, .csv or .parquet file beside the task's own file, or a function that returns rows (tasks.sources
+        has some); the first parameter is then `row`.
+    examples: where the rows of the worked examples come from; by default the data itself.
+    fixed_shots: all documents get the same worked examples, the first of `examples` where those are given. A shared
+        beginning is read once for all of them.
+    preamble: stands before the worked examples, word for word.
+    cluster: the field of a row that names its source; documents of one source are not independent.
+    language: "en" or "zh": what counts as a word when text is scored.
+    normalize: what is made equal before answers are compared: "strip" (white space at the ends) or "squad" (case,
+        punctuation, articles and white space).
     metrics, metric: scored besides the usual ones of the output kind; the headline among them.
     join, delimiter: between worked examples; between a prompt and its answer.
     shared: training and evaluation may use the same documents, for tasks that ask what was remembered.
@@ -366,6 +419,12 @@ def task(
             join=join,
             delimiter=delimiter,
             data=data,
+            examples=examples,
+            fixed_shots=fixed_shots,
+            preamble=preamble,
+            cluster=cluster,
+            language=language,
+            normalize=normalize,
             asked_metrics=(*metrics, *([metric] if metric else [])),
             asked_metric=metric,
             shared=shared,

@@ -30,7 +30,9 @@ class Cell:
     n_greedy: Floats | None = None  # (n, k) tokens that were the model's first choice
     n_chars: Floats | None = None  # (n, k) of the bare continuation, without the delimiter; so is n_bytes
     n_bytes: Floats | None = None  # (n, k)
+    logprobs_alone: Floats | None = None  # (n, k) nats of each continuation without the prompt
     answer: NDArray[np.int64] | None = None  # (n,) index of the right choice
+    choices: Sequence[Sequence[str]] | None = None  # bare texts
     generations: Sequence[str] | None = None
     references: Sequence[Sequence[str]] | None = None
     words: Floats | None = None  # (n,) and so the rest
@@ -39,6 +41,13 @@ class Cell:
     chars_greedy: Floats | None = None
     sentences: Floats | None = None
     sentences_greedy: Floats | None = None
+    nats_by_position: Floats | None = None  # (n, b) of tokens read after 2**b to 2**(b + 1) - 1 others
+    tokens_by_position: Floats | None = None  # (n, b)
+    judge_nats: Floats | None = None  # (n,) of the generation under the judge, the largest model of the family
+    judge_bytes: Floats | None = None  # (n,)
+    clusters: NDArray[np.int64] | None = None  # (n,) documents of one number share a source
+    language: str = "en"
+    normalize: str = "strip"  # of tasks.text.NORMALIZATIONS
 
     def column(self, name: str) -> NDArray[np.float64]:
         """A column as floats; raises ValueError where the cell does not hold it."""
@@ -57,6 +66,7 @@ class Metric:
     partner: str | None  # the continuous metric to read it against
     unit: str
     bounds: tuple[float, float]
+    needs: str  # what must be asked besides: "alone" (continuations without prompts), "judge" (see Cell), or ""
     function: Callable[[Cell], Scores]
     chance: Callable[[Cell], float | None]  # expected score of guessing evenly, None where that is not defined
 
@@ -223,6 +233,7 @@ def _metric(
     unit: str = "share",
     bounds: tuple[float, float] = SHARE,
     higher_is_better: bool = True,
+    needs: str = "",
 ) -> Metric:
     return Metric(
         name=name,
@@ -232,6 +243,7 @@ def _metric(
         partner=partner,
         unit=unit,
         bounds=bounds,
+        needs=needs,
         function=function,
         chance=chance,
     )

@@ -67,11 +67,13 @@ class Choice:
 
 @dataclass(frozen=True)
 class Answer:
-    """A question answered in free text up to `stop` or `max_tokens`; the best of several references counts."""
+    """A question answered in free text up to `stop` (one string or several) or `max_tokens`.
+
+    The best of several references counts."""
 
     prompt: str
     references: str | Sequence[str]
-    stop: str | None = "\n"
+    stop: str | Sequence[str] | None = "\n"
     max_tokens: int = 16
     output: ClassVar[str] = "Answer"
 
@@ -80,12 +82,14 @@ class Answer:
         references = (self.references,) if isinstance(self.references, str) else tuple(self.references)
         if not references or not all(isinstance(reference, str) and reference.strip() for reference in references):
             raise TaskError(f"Answer: references must be one or more non-empty strings, got {self.references!r}")
-        if self.stop == "" or self.max_tokens < 1:
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        if not all(isinstance(mark, str) and mark for mark in stop) or self.max_tokens < 1:
             raise TaskError(
-                f"Answer: stop must be None or a non-empty string and max_tokens at least 1, "
+                f"Answer: stop must be None, a non-empty string or several, and max_tokens at least 1, "
                 f"got stop={self.stop!r}, max_tokens={self.max_tokens}"
             )
         object.__setattr__(self, "references", references)
+        object.__setattr__(self, "stop", stop)
 
     @property
     def content(self) -> str:
@@ -139,12 +143,14 @@ class Document:
     prompt: str  # shots included; never ends in a space
     continuations: tuple[str, ...]  # with their leading delimiter: the choices, the references, or the text
     answer: int | None  # index of the right choice
-    stop: str | None
+    stop: tuple[str, ...]  # an answer ends at any of them
     max_tokens: int | None
     chance: float | None  # of being right by guessing evenly: 1/k of k choices, 0 for free text, None for a Text
     prompt_digest: str
     shots: tuple[str, ...]  # the worked examples as rendered, earliest first
     join: str
+    preamble: str  # before the shots, word for word
+    cluster: str | None  # documents of one cluster share a source, so their errors go together
     doc: Doc
 
     @property
@@ -154,3 +160,10 @@ class Document:
     @property
     def output(self) -> str:
         return self.doc.output
+
+    @property
+    def bare(self) -> tuple[str, ...]:
+        """The continuations as the task wrote them, without the delimiter."""
+        doc = self.doc
+        texts = doc.choices if isinstance(doc, Choice) else (doc.text if isinstance(doc, Text) else doc.references)
+        return (texts,) if isinstance(texts, str) else tuple(texts)

@@ -23,9 +23,9 @@ def with_answer(doc: Doc, delimiter: str) -> str:
     return doc.content + (delimiter + doc.gold if doc.gold else "")
 
 
-def render(shots: Sequence[str], prompt: str, *, join: str) -> str:
-    """The prompt as a model reads it: the worked examples, then the question, `join` between them."""
-    return join.join([*shots, prompt])
+def render(shots: Sequence[str], prompt: str, *, join: str, preamble: str = "") -> str:
+    """The prompt as a model reads it: the preamble, the worked examples, then the question, `join` between them."""
+    return preamble + join.join([*shots, prompt])
 
 
 def draw_shots(
@@ -60,7 +60,7 @@ def drop_shots(document: Document, fits: Callable[[str], bool]) -> Document:
     """
     for n_dropped in range(document.n_shot + 1):
         shots = document.shots[n_dropped:]
-        prompt = render(shots, document.doc.prompt_text, join=document.join)
+        prompt = render(shots, document.doc.prompt_text, join=document.join, preamble=document.preamble)
         if not shots or fits(prompt):
             break
     if n_dropped == 0:

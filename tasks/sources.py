@@ -1,9 +1,9 @@
-"""Where rows come from: JSON Lines files. Every error names the file and the line."""
+"""Where rows come from. Every error names the file and the line."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,16 @@ class Row(dict[str, Any]):
 
     def __missing__(self, name: str) -> Any:
         raise TaskError(f"the row has no field {name!r}{suggest(str(name), self)} It has: {', '.join(self) or 'none'}")
+
+
+Data = str | Path | Callable[[], Sequence[Mapping[str, Any]]]  # a file, or a function that returns rows
+
+
+def read_rows(data: Data, name: str, folder: Path) -> list[Row]:
+    """The rows of a file in `folder`, or those a function returns, which are then named after `name`."""
+    if callable(data):
+        return [Row(row, where=f"{name}, row {i}") for i, row in enumerate(data())]
+    return read_jsonl(folder / data)
 
 
 def read_jsonl(path: Path) -> list[Row]:

@@ -13,7 +13,7 @@ TORCH_FREE = (
     *("store", "scores", "fits", "emergence", "figures", "report", "analyze", "width", "wording", "curves"),
     *("links", "curve_links", "threshold", "forecast", "predictors", "stacking", "design", "cli_study", "seeds"),
     *("evidence", "comparison"),
-    *("importers", "imported", "imported_runs", "foreign", "lm_eval", "lm_eval_samples", "scale_maps", "axes"),
+    *("importers", "cells", "imported", "imported_runs", "foreign", "lm_eval", "lm_eval_samples", "scale_maps", "axes"),
 )
 
 

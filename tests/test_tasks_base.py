@@ -30,7 +30,7 @@ def key_of(document: Document) -> tuple[str, int]:
         (lambda: Choice("q", ["a", "b"], True), "index from 0 to 1, got True"),
         (lambda: Answer("q\n", "a"), "ends in white space"),
         (lambda: Answer("q", []), "one or more non-empty"),
-        (lambda: Answer("q", "a", stop=""), "stop must be None or"),
+        (lambda: Answer("q", "a", stop=""), "stop must be None"),
         (lambda: Answer(7, "a"), "must be a string, got int"),  # type: ignore[arg-type]
         (lambda: Text("  "), "non-empty string"),
     ],
@@ -154,7 +154,7 @@ def test_a_document_says_all_that_a_model_is_asked() -> None:
     assert (document.task, document.level, document.kind, document.output) == ("copy", "k=2", "generation", "Answer")
     assert document.prompt == "\n".join([*document.shots, document.doc.content]) and document.n_shot == 2
     assert document.continuations[0].startswith(" ") and not document.prompt.endswith(" ")
-    assert (document.answer, document.stop, document.max_tokens, document.chance) == (None, "\n", 4, 0.0)
+    assert (document.answer, document.stop, document.max_tokens, document.chance) == (None, ("\n",), 4, 0.0)
     choice = qa.recall.documents(limit=1)[0]
     assert choice.chance == 1 / 2 and choice.continuations[choice.answer or 0] == f" {choice.doc.gold}"
     assert len({d.prompt_digest for d in generation.copy.documents(limit=50)}) > 100

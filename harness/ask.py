@@ -7,15 +7,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from harness.store import SAMPLES
-from models.lm import LanguageModel, TextScored
+from harness.store import DOCUMENTS, SAMPLES
 from tasks.base import Document
 from tasks.prompting import drop_shots
+
+if TYPE_CHECKING:  # the driver of a sweep writes documents without torch
+    from models.lm import LanguageModel, TextScored
 
 _WORD = re.compile(r"\S+")
 _SENTENCE = re.compile(r"[^.!?\n]+[.!?]*")
@@ -27,7 +29,21 @@ class Question:
 
     document: Document
     n_prompt_tokens: int
+    n_shots_dropped: int
     truncated: bool  # it did not fit even without shots
+
+
+def documents_frame(documents: Iterable[Document]) -> pd.DataFrame:
+    """Return documents as the store keeps them, a row each, with the columns of store.DOCUMENTS."""
+    listed = {
+        "continuations": lambda d: list(d.continuations),
+        "n_chars": lambda d: [len(text) for text in d.bare],
+        "n_bytes": lambda d: [len(text.encode("utf-8")) for text in d.bare],
+        "stop": lambda d: list(d.stop),
+    }
+    plain = [name for name in DOCUMENTS.names if name not in listed]
+    rows = [{n: getattr(d, n) for n in plain} | {n: read(d) for n, read in listed.items()} for d in documents]
+    return pd.DataFrame(rows, columns=DOCUMENTS.names)
 
 
 def questions(documents: Iterable[Document], model: LanguageModel) -> list[Question]:
@@ -40,23 +56,27 @@ def questions(documents: Iterable[Document], model: LanguageModel) -> list[Quest
     asked = []
     for document in documents:
         if document.output == "Text":  # scored in windows, so it always fits
-            asked.append(Question(document, 0, False))
+            asked.append(Question(document, 0, 0, False))
             continue
         free = room(document)
 
         def fits(prompt: str, free: int = free) -> bool:
             return model.count_tokens(prompt) <= free
 
+        n_shot = document.n_shot
         if not fits(document.prompt):
             document = drop_shots(document, fits)
-        asked.append(Question(document, model.count_tokens(document.prompt), not fits(document.prompt)))
+        n_tokens = model.count_tokens(document.prompt)
+        asked.append(Question(document, n_tokens, n_shot - document.n_shot, not fits(document.prompt)))
     return asked
 
 
 def answer(
-    model: LanguageModel, asked: Sequence[Question], *, run_id: str, step: int, task_digest: str
+    model: LanguageModel, asked: Sequence[Question], *, run_id: str, step: int, task_digest: str, alone: bool = False
 ) -> pd.DataFrame:
-    """Return the samples of one task: a frame with the columns of store.SAMPLES, in document order."""
+    """Return the samples of one task: a frame with the columns of store.SAMPLES, in document order.
+
+    `alone`: also score the continuations without their prompts, for metrics that compare the two."""
     documents = [question.document for question in asked]
     output = documents[0].output
     rows: list[dict[str, Any]]
@@ -73,6 +93,10 @@ def answer(
             }
             for group in scored
         ]
+        if alone:
+            bare = model.loglikelihood([("", d.continuations) for d in documents])
+            for row, group in zip(rows, bare, strict=True):
+                row["logprobs_alone"] = [s.logprob for s in group]
     if output == "Answer":
         said = model.generate(
             [d.prompt for d in documents],
@@ -91,6 +115,7 @@ def answer(
             "task_digest": task_digest,
             "prompt_digest": question.document.prompt_digest,
             "n_prompt_tokens": question.n_prompt_tokens,
+            "n_shots_dropped": question.n_shots_dropped,
             "truncated": question.truncated,
         }
     return pd.DataFrame(rows, columns=SAMPLES.names)
@@ -104,11 +129,14 @@ def _text_row(text: str, scored: TextScored) -> dict[str, Any]:
     right = np.ones(len(text), dtype=bool)  # characters inside tokens that were the model's first choice
     for (start, end), greedy in zip(scored.token_spans, scored.token_greedy, strict=True):
         right[start:end] &= greedy
+    bins = np.log2(scored.token_positions).astype(int)
     row: dict[str, Any] = {
         "logprobs": [scored.logprob],
         "n_tokens": [scored.n_tokens],
         "n_greedy": [scored.n_greedy],
         "straddles": False,
+        "nats_by_position": np.bincount(bins, weights=-np.array(scored.token_logprobs)).tolist(),
+        "tokens_by_position": np.bincount(bins).tolist(),
         "chars": len(text),
         "chars_greedy": int(right.sum()),
     }
