@@ -17,6 +17,7 @@ from harness.curves import Constants, read_constants
 from harness.emergence import verdicts_table
 from harness.fits import fits_table
 from harness.forecast import backtests_table, forecasts_table
+from harness.judge import with_judgements
 from harness.links import curve_links_table, links_table
 from harness.scores import (
     COLUMNS,
@@ -185,4 +186,4 @@ def _samples(folder: Path, runs: pd.DataFrame, tasks: list[dict[str, Any]]) -> p
     frames = [read_table(path) for path in paths if is_part(path)]
     if not frames:
         raise StoreError(f"{folder}: no finished run has answers yet; finish the sweep first")
-    return pd.concat(frames, ignore_index=True)
+    return with_judgements(pd.concat(frames, ignore_index=True), folder, runs, tasks)

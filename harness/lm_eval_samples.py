@@ -56,7 +56,9 @@ def read_answers(path: Path, *, task: str, run_id: str, step: int, digest: str, 
         for name in ("acc", "exact_match")
         if all(isinstance(row.get(name), int | float) for row in rows)
     }
-    return Answers(documents=docs.reindex(columns=DOCUMENTS.names), samples=found[SAMPLES.names], scored=scored, reported=own)
+    return Answers(
+        documents=docs.reindex(columns=DOCUMENTS.names), samples=found[SAMPLES.names], scored=scored, reported=own
+    )
 
 
 def guess(documents: pd.DataFrame) -> tuple[float, str | None]:

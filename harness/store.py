@@ -5,6 +5,7 @@
     runs/<run_id>/                 run.json (ledger), step-*/ (native checkpoints), error.json where it failed
     documents/<task>-<digest>      the evaluation documents, once per task
     samples/<run_id>/step-*/<task>-<digest>    one immutable part per run x checkpoint x task
+    judged/<judge>-<step>/<run_id>/step-*/     what the largest model makes of the others' generations, where asked
     imported/                      runs, scores and missing as an import read them, and source.json: what it read
     <TABLES>.parquet  analysis.json  derived, written by the analysis; the latter says from what, and by which code
 
@@ -76,6 +77,15 @@ DOCUMENTS = pa.schema(
         ("n_shot", pa.int64()),
         ("cluster", pa.string()),  # documents of one cluster share a source
         ("prompt_digest", pa.string()),
+    ]
+)
+
+
+JUDGED = pa.schema(
+    [
+        *((name, SAMPLES.field(name).type) for name in ("run_id", "step", "task", "level", "doc_id")),
+        ("judge_nats", pa.float64()),  # of the trimmed generation, read by itself
+        ("judge_bytes", pa.int64()),
     ]
 )
 
@@ -161,8 +171,8 @@ def read_json(path: Path) -> Any:
 
 def write_table(path: Path, frame: pd.DataFrame, schema: pa.Schema | None = None) -> None:
     """Write a frame as parquet, atomically; the same frame gives the same bytes."""
-    if schema is not None:
-        frame = frame.reindex(columns=schema.names)  # what a writer does not know is missing
+    if schema is not None:  # what a writer does not know is missing
+        frame = frame.assign(**{name: None for name in schema.names if name not in frame or frame[name].isna().all()})
     table = pa.Table.from_pandas(frame, schema=schema, preserve_index=False).replace_schema_metadata(None)
     with _replacing(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
@@ -198,6 +208,10 @@ def samples_path(folder: Path, run_id: str, step: int, task: str, task_digest: s
     return folder / "samples" / run_id / f"step-{step:06d}" / part_name(task, task_digest)
 
 
+def judged_path(folder: Path, judge: str, judge_step: int, run_id: str, step: int, task: str, task_digest: str) -> Path:
+    return folder / "judged" / f"{judge}-{judge_step:06d}" / run_id / f"step-{step:06d}" / part_name(task, task_digest)
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold a results folder for this process; the system lets go of the lock when the process ends, however it ends."""
@@ -223,7 +237,7 @@ def locked(folder: Path) -> Iterator[None]:
 def _remove_half_written(folder: Path) -> None:
     """Remove what a killed writer left under a dot-name; only the holder of the lock may, nobody else is writing."""
     half_written = list(folder.glob(".*.tmp"))
-    for part in ("data", "documents", "imported", "runs", "samples"):
+    for part in ("data", "documents", "imported", "judged", "runs", "samples"):
         half_written += (folder / part).rglob(".*.tmp")
     for path in half_written:
         if path.is_dir() and not path.is_symlink():

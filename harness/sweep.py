@@ -17,6 +17,7 @@ from typing import Any
 from harness import corpus
 from harness.ask import Question, answer, documents_frame, questions
 from harness.execute import Event, Job, Progress, Report, run_jobs
+from harness.judge import judge_cells, unjudged
 from harness.plan import Plan, RunPlan, evaluated_steps, make_plan
 from harness.spec import Sweep, SweepSpec, resolve
 from harness.store import (
@@ -50,6 +51,7 @@ class Order:
     results: Path  # of this sweep
     data_seed: int | None = None  # set: write this seed's token rows
     run: RunPlan | None = None  # set: train and evaluate this run; neither: train the tokenizer
+    judge: RunPlan | None = None  # set: let this run's last checkpoint read what `run` wrote
 
 
 def run_missing(sweep: Sweep, results: Path, *, workers: int, report: Report) -> Plan:
@@ -71,7 +73,9 @@ def run_missing(sweep: Sweep, results: Path, *, workers: int, report: Report) ->
             report(event)
 
         run_jobs(make_jobs(plan), do, record, workers=workers)
-    return make_plan(sweep, results)
+        after = make_plan(sweep, results)
+        run_jobs(judge_jobs(after), do, report, workers=min(workers, 1))
+    return after
 
 
 def default_workers(plan: Plan) -> int:
@@ -110,13 +114,7 @@ def _describe(plan: Plan) -> dict[str, Any]:
 
 def make_jobs(plan: Plan) -> list[Job]:
     """Lay out the jobs of what is missing: tokenizer -> rows of each data seed -> runs, each trained and evaluated."""
-    sweep = plan.sweep
-    common: dict[str, Any] = {
-        "spec_json": sweep.spec.model_dump_json(),
-        "spec_folder": sweep.folder.resolve(),
-        "extra_tasks": sweep.extra_tasks,
-        "results": plan.folder.resolve(),
-    }
+    common = _common(plan)
     seeds = sorted({p.run.train.data_seed for p in plan.todo if not p.trained})
     jobs = [Job(key="tokenizer", payload=Order(**common))] if seeds else []
     # Rows before runs, whatever a run costs: no run can start without them.
@@ -130,6 +128,27 @@ def make_jobs(plan: Plan) -> list[Job]:
     return jobs
 
 
+def _common(plan: Plan) -> dict[str, Any]:
+    """Return what every order of a plan says."""
+    sweep = plan.sweep
+    return {
+        "spec_json": sweep.spec.model_dump_json(),
+        "spec_folder": sweep.folder.resolve(),
+        "extra_tasks": sweep.extra_tasks,
+        "results": plan.folder.resolve(),
+    }
+
+
+def judge_jobs(plan: Plan) -> list[Job]:
+    """Lay out what the largest run has not read of the others' generations, where a task asks for it."""
+    trained = [p for p in plan.runs if p.trained]
+    if not trained or not any(task.needs("judge") for task in plan.sweep.tasks):
+        return []
+    judge = min(trained, key=lambda p: (-p.run.model.n_params_non_embedding, p.run.train.seed, p.run.run_id))
+    common = _common(plan)
+    return [Job(key=f"judge of {p.run.run_id}", payload=Order(**common, run=p, judge=judge)) for p in trained]
+
+
 def do(job: Job, progress: Progress) -> dict[str, Any]:
     """Do one job; what it returns travels back with its "done" event."""
     import torch
@@ -138,7 +157,9 @@ def do(job: Job, progress: Progress) -> dict[str, Any]:
     order: Order = job.payload
     sweep = _load(order.spec_json, order.spec_folder, order.extra_tasks)
     tokenizer = tokenizer_path(sweep, order.results)
-    if order.run:
+    if order.judge and order.run:
+        _judge(order.judge, order.run, sweep, order.results)
+    elif order.run:
         if not order.run.trained:
             _train(order.run, tokenizer, stream_path(sweep, order.results, order.run.run.train.data_seed), progress)
         _evaluate(order.run, sweep, order.results, progress)
@@ -269,6 +290,23 @@ def _evaluate(plan: RunPlan, sweep: Sweep, results: Path, progress: Progress) ->
     write_json(plan.folder / "run.json", ledger)
     if failures:
         raise EvaluationFailed("; ".join(failures))
+
+
+def _judge(judge: RunPlan, read: RunPlan, sweep: Sweep, results: Path) -> None:
+    steps = evaluated_steps(read.run, sweep.spec.evaluate.checkpoints)
+    tasks = [task.summary() | {"digest": sweep.digest_of(task)} for task in sweep.tasks]
+    by, cells = (judge.run.run_id, judge.run.train.steps), [(read.run.run_id, step) for step in steps]
+    if unjudged(results, by, cells, tasks):
+        judge_cells(_load_lm(judge.folder / f"step-{by[1]:06d}"), results, by, cells, tasks)
+
+
+@lru_cache(maxsize=1)  # one judge reads what all runs wrote
+def _load_lm(folder: Path) -> Any:
+    import torch
+
+    from models.lm import TransformerLM
+
+    return TransformerLM.load(folder, "cuda" if torch.cuda.is_available() else "cpu")
 
 
 # A worker evaluates many runs of one family: the documents and their token counts are the same for all of them.

@@ -343,9 +343,18 @@ class Task:
             shots=shots,
             join=self.join,
             preamble=self.preamble,
-            cluster=None if self.cluster is None else str(self.rows[doc_id][self.cluster]),
+            cluster=self._cluster(doc_id),
             doc=doc,
         )
+
+    def _cluster(self, doc_id: int) -> str | None:
+        if self.cluster is None:
+            return None
+        row = self.rows[doc_id]
+        try:
+            return str(row[self.cluster])
+        except TaskError as error:
+            raise TaskError(f"{row.where}: task {self.name!r}: {error}") from error
 
     def _shots(self, doc: Doc, level: dict[str, Any], key: tuple[object, ...], doc_id: int) -> list[Doc]:
         if self.fixed_shots and self.examples is not None:  # the author chose them, and their order

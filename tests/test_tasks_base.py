@@ -1,5 +1,6 @@
 """The contract of a task: what is refused, what a document depends on, how prompts are built, what a digest covers."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,12 @@ def test_a_wrong_value_is_refused_with_what_was_given(make, message: str) -> Non
         make()
 
 
+def test_an_answer_may_end_at_several_strings() -> None:
+    assert Answer("q", "a", stop=["\n", "."]).stop == ("\n", ".") and Answer("q", "a", stop=None).stop == ()
+    with pytest.raises(TaskError, match="stop must be None"):
+        Answer("q", "a", stop=["\n", ""])
+
+
 def test_an_answer_may_be_given_as_a_choice_or_as_its_index() -> None:
     assert Choice("q", ["a", "b"], "b") == Choice("q", ("a", "b"), np.int64(1))
     assert Answer("q", "a").references == ("a",)
@@ -54,6 +61,9 @@ def test_an_answer_may_be_given_as_a_choice_or_as_its_index() -> None:
         ({"metric": "exactmatch"}, "did you mean 'exact_match'"),
         ({"shots": -1}, "shots must be at least 0"),
         ({"size": 0}, "size at least 1"),
+        ({"language": "cn"}, "unknown language 'cn'.*Known: en, zh"),
+        ({"normalize": "squads"}, "unknown normalization 'squads', did you mean 'squad'"),
+        ({"cluster": "page"}, "need rows: give data="),
         ({"data": "rows.jsonl"}, "first parameter must be 'rng'"),
         ({"digits": []}, "needs a list of values"),
         ({"digits": [1], "base": [2]}, "parameters: digits; lists: digits, base"),
@@ -201,6 +211,75 @@ def test_more_shots_than_rows_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(TaskError, match="shots=2, but only 1 other"):
         load_task(str(file)).documents()
+
+
+ROWS = """
+ROWS = [{"q": f"question {i}", "a": f"answer {i}", "page": i // 2} for i in range(6)]
+SHOWN = [{"q": "question 3", "a": "answer 3"}] + [{"q": f"example {i}", "a": f"shown {i}"} for i in range(3)]
+
+from tasks import Answer, task
+
+def rows():
+    return ROWS
+
+def shown():
+    return SHOWN
+
+@task("asked", kind="qa", data=rows, shots=2, OPTIONS)
+def asked(row):
+    return Answer(row["q"], row["a"])
+"""
+
+
+def asked(folder: Path, options: str) -> Task:
+    file = folder / f"asked{abs(hash(options))}.py"
+    file.write_text(ROWS.replace("OPTIONS", options))
+    return load_task(str(file))
+
+
+def test_examples_come_from_where_the_task_says(tmp_path: Path) -> None:
+    for document in asked(tmp_path, "examples=shown").documents():
+        assert all(shot.startswith(("example ", "question 3 answer 3")) for shot in document.shots)
+        assert not any(shot.startswith(document.doc.content) for shot in document.shots)
+
+
+def test_fixed_shots_are_the_first_examples_in_their_order_but_never_the_document(tmp_path: Path) -> None:
+    first, second, third = "question 3 answer 3", "example 0 shown 0", "example 1 shown 1"
+    for document in asked(tmp_path, "examples=shown, fixed_shots=True").documents():
+        own = document.doc.content == "question 3"
+        assert document.shots == ((second, third) if own else (first, second))
+
+
+def test_fixed_shots_without_examples_are_the_same_for_all_other_documents(tmp_path: Path) -> None:
+    documents = asked(tmp_path, "fixed_shots=True").documents()
+    (usual, times), *_ = Counter(d.shots for d in documents).most_common()
+    assert times == 4  # six documents; the two that are the usual shots themselves get another instead
+    for document in documents:
+        own = any(shot.startswith(document.doc.content) for shot in usual)
+        assert own != (document.shots == usual) and len(document.shots) == 2
+        assert not any(shot.startswith(document.doc.content) for shot in document.shots)
+
+
+def test_a_preamble_stands_before_the_shots_and_survives_dropping_them(tmp_path: Path) -> None:
+    document = asked(tmp_path, 'preamble="Answer briefly.\\n\\n"').documents(limit=1)[0]
+    assert document.prompt == "Answer briefly.\n\n" + "\n".join([*document.shots, document.doc.content])
+    bare = drop_shots(document, lambda prompt: len(prompt) < 40)
+    assert bare.prompt == f"Answer briefly.\n\n{document.doc.content}"
+
+
+def test_a_cluster_is_read_from_the_row_of_each_document(tmp_path: Path) -> None:
+    found = {d.doc_id: d.cluster for d in asked(tmp_path, 'cluster="page"').documents()}
+    assert found == {i: str(i // 2) for i in range(6)}
+    with pytest.raises(TaskError, match=r"asked, row \d.*no field 'pages', did you mean 'page'"):
+        asked(tmp_path, 'cluster="pages"').documents()
+
+
+@pytest.mark.parametrize("options", ["examples=shown", "fixed_shots=True", 'preamble="x"'])
+def test_what_changes_a_prompt_changes_the_digest_and_how_it_is_scored_does_not(tmp_path: Path, options: str) -> None:
+    plain = asked(tmp_path, "size=None").digest
+    assert asked(tmp_path, options).digest != plain
+    scored = asked(tmp_path, 'cluster="page", language="zh", normalize="squad", metrics=["f1"]')
+    assert scored.digest == plain and scored.summary()["normalize"] == "squad"
 
 
 # ---- training text ----
