@@ -19,6 +19,9 @@ from harness.fits import fits_table
 from harness.forecast import backtests_table, forecasts_table
 from harness.judge import with_judgements
 from harness.links import curve_links_table, links_table
+from harness.paired import PAIR_COLUMNS, pairs_table
+from harness.positions import POSITION_COLUMNS, positions_table
+from harness.reliability import RELIABILITY_COLUMNS, reliability_table
 from harness.scores import (
     COLUMNS,
     EXAMPLE_COLUMNS,
@@ -71,13 +74,14 @@ def analyze(folder: Path, *, axis: str = "flops", constants: Mapping[str, Any] |
             "runs": runs,
             "scores": scores,
             "links": links_table(samples, documents, tasks, runs, scores, chosen),
-            "examples": examples_table(samples, documents, tasks, runs),
             "missing": missing,
+            **_of_answers(samples, documents, tasks, runs),
         }
         write_json(folder / "ledger.json", [_ledger(path) for path in sorted((folder / "runs").glob("*/run.json"))])
     elif (folder / "scores.parquet").exists():
         scores, links = read_table(folder / "scores.parquet"), folder / "links.parquet"
         tables = {"links": read_table(links) if links.exists() else curve_links_table(scores, chosen)}
+        tables |= {name: table for name, table in _no_answers().items() if not (folder / f"{name}.parquet").exists()}
     else:
         raise StoreError(f"{folder}: neither answers nor scores are there yet; make them with: harness sweep SPEC")
     tables |= {"fits": fits_table(scores), "backtests": backtests_table(scores)}
@@ -94,7 +98,8 @@ def _trace(folder: Path, axis: str, constants: Constants) -> dict[str, Any]:
     tables = {name: sha256((folder / f"{name}.parquet").read_bytes()).hexdigest()[:12] for name in TABLES}
     here = Path(__file__).parent
     code = sha256()
-    for path in sorted([*here.glob("*.py"), *(here / "fits").glob("*.py"), *(here.parent / "tasks").glob("*.py")]):
+    folders = (here, here / "fits", here.parent / "tasks", here.parent / "tasks" / "metrics")
+    for path in sorted(path for folder in folders for path in folder.glob("*.py")):
         code.update(path.name.encode() + path.read_bytes())
     return {
         "version": metadata.version("emergence-harness"),
@@ -116,7 +121,7 @@ def _imported(
     runs, scores, missing = (
         read_table(folder / "imported" / f"{part}.parquet") for part in ("runs", "scores", "missing")
     )
-    examples = pd.DataFrame(columns=EXAMPLE_COLUMNS)
+    detail = _no_answers()
     answered = [t for t in tasks if documents_path(folder, t["name"], t["digest"]).exists()]
     if answered:
         documents = pd.concat([read_table(documents_path(folder, t["name"], t["digest"])) for t in answered])
@@ -127,7 +132,7 @@ def _imported(
         bounds = [METRICS[metric].bounds for metric in again["metric"]]
         again["lower_bound"], again["upper_bound"] = ([b[i] for b in bounds] for i in (0, 1))
         scores = pd.concat([scores, again], ignore_index=True)
-        examples = examples_table(samples, documents, answered, runs)
+        detail = _of_answers(samples, documents, answered, runs)
     there = set(zip(scores["task"], scores["level"], scores["metric"], strict=True))
     asked = zip(scores["task"], scores["level"], scores["partner"], strict=True)
     scores["partner"] = [key[2] if key in there else None for key in asked]
@@ -139,7 +144,31 @@ def _imported(
     if choices := [t for t in answered if "acc" in t["metrics"]]:  # generations come without log-probabilities
         chosen = samples[samples["task"].isin([t["name"] for t in choices])]
         links = links_table(chosen, documents, choices, runs, scores, constants)
-    return scores, {"runs": runs, "scores": scores, "links": links, "examples": examples, "missing": missing}
+    return scores, {"runs": runs, "scores": scores, "links": links, "missing": missing, **detail}
+
+
+def _of_answers(
+    samples: pd.DataFrame, documents: pd.DataFrame, tasks: list[dict[str, Any]], runs: pd.DataFrame
+) -> dict[str, pd.DataFrame]:
+    """Return the tables that only stored answers can give."""
+    given = (samples, documents, tasks, runs)
+    return {
+        "examples": examples_table(*given),
+        "pairs": pairs_table(*given),
+        "positions": positions_table(*given),
+        "reliability": reliability_table(*given),
+    }
+
+
+def _no_answers() -> dict[str, pd.DataFrame]:
+    """Return the same tables where there are none."""
+    columns = {
+        "examples": EXAMPLE_COLUMNS,
+        "pairs": PAIR_COLUMNS,
+        "positions": POSITION_COLUMNS,
+        "reliability": RELIABILITY_COLUMNS,
+    }
+    return {name: pd.DataFrame(columns=names) for name, names in columns.items()}
 
 
 def _ledger(path: Path) -> dict[str, Any]:
@@ -163,7 +192,8 @@ def _runs(folder: Path, stored: dict[str, Any], tasks: list[dict[str, Any]]) -> 
         for meta in run["checkpoints"]:
             if meta["step"] in cell["steps"]:
                 n_tokens = {"flops": cell["flops_per_token"] * meta["tokens"], "sweep": stored["spec"]["name"]}
-                rows.append({key: (shared | meta | n_tokens)[key] for key in RUN_COLUMNS})
+                known = shared | meta | n_tokens  # of a model trained elsewhere some of it is not known
+                rows.append({key: known.get(key) for key in RUN_COLUMNS})
         for step in cell["steps"]:
             for task in tasks:
                 if not is_part(samples_path(folder, run_id, step, task["name"], task["digest"])):

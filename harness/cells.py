@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -68,6 +67,7 @@ def _columns(rows: pd.DataFrame, docs: pd.DataFrame, place: np.ndarray, where: s
         if rows["generation"].notna().all():  # otherwise nothing was generated: likelihoods decide
             columns["generations"] = list(rows["generation"])
     if output == "Text":
+        columns["texts"] = [texts[i][0] for i in place]
         columns |= {name: rows[name].to_numpy(dtype=float) for name in _UNITS if rows[name].notna().all()}
     for name in ("nats_by_position", "tokens_by_position"):
         if name in rows and rows[name].notna().all():
@@ -83,12 +83,18 @@ def _columns(rows: pd.DataFrame, docs: pd.DataFrame, place: np.ndarray, where: s
 def _padded(lists: pd.Series, lengths: np.ndarray, where: str, *, fill: float = math.nan) -> np.ndarray:
     """Return lists of these lengths (n,) as rows of (n, k), padded. Raises StoreError where a length is another."""
     mask = np.arange(lengths.max()) < lengths[:, None]  # (n, k)
-    values = np.fromiter(chain.from_iterable(lists), dtype=float)
-    if len(values) != mask.sum() or any(len(v) != n for v, n in zip(lists, lengths, strict=True)):
+    found = lists.to_list()
+    if not np.array_equal(np.fromiter(map(len, found), dtype=np.int64, count=len(found)), lengths):
         raise StoreError(f"{where} does not have one entry per continuation of its document")
     out = np.full(mask.shape, fill)
-    out[mask] = values
+    out[mask] = np.concatenate(found)
     return out
+
+
+def last_checkpoints(samples: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the samples of every run's last checkpoint."""
+    last = runs[runs["is_last"].astype(bool)].drop_duplicates("run_id").set_index("run_id")["step"]
+    return samples[samples["step"] == samples["run_id"].map(last)]
 
 
 def unusable(cell: Cell) -> str:

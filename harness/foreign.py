@@ -125,6 +125,8 @@ def describe(metric: str, declared: Mapping[str, ForeignMetric]) -> ForeignMetri
     base = base_name(metric)
     if found := declared.get(metric) or declared.get(base):
         return found
+    if base in KNOWN and KNOWN[base].form == "share":  # bleu and chrf run to 100 elsewhere
+        return KNOWN[base]
     if base in METRICS:
         own = METRICS[base]
         form = "threshold" if not own.continuous else "share" if own.bounds == _SHARE else "continuous"

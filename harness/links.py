@@ -36,6 +36,7 @@ _KEYS = ["task", "level", "metric"]
 _JUDGED = ["link", "n_items", "params", "predicted", "max_gap", "max_gap_limit", "p_lack_of_fit", "holds", "note"]
 COLUMNS = [*_KEYS, "partner", *_JUDGED]
 _PER = {"acc": None, "acc_all8": None, "acc_char": "n_chars", "acc_byte": "n_bytes", "acc_token": "n_tokens"}
+_PER |= {"f1_micro": None}  # of one label a document: the accuracy
 _TINY = 1e-7  # nats: the smallest that single precision tells from certainty
 
 
@@ -173,6 +174,8 @@ def links_table(
 
 def _item_link(name: str, parts: list[tuple[str, pd.DataFrame, Cell]], last: pd.DataFrame) -> Link | str:
     """Return the link of one metric from the cells of all runs, or why there is none."""
+    if parts[0][2].answer is not None and name not in _PER:
+        return "how it follows from the documents' margins is not known."
     docs = max((part["doc_id"].to_numpy() for _, part, _ in parts), key=len)
     arrays: list[tuple[np.ndarray, ...]] = []
     kept = []

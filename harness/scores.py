@@ -5,52 +5,46 @@ What could not be scored keeps its row, with a missing value and the reason in `
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm
 from scipy.stats import t as student_t
 
 from harness.cells import cells, unusable
+from harness.intervals import Z, item_interval, wilson
 from harness.store import StoreError
 from tasks.metrics import METRICS, Cell
 
-Z = float(norm.ppf(0.975))
+__all__ = [
+    "COLUMNS",
+    "EXAMPLE_COLUMNS",
+    "FLAGS",
+    "Z",
+    "add_scale",
+    "add_seed_intervals",
+    "examples_table",
+    "item_interval",
+    "score_cells",
+    "scores_table",
+    "wilson",
+]
+
 _SCALE = ["size", "n_params", "n_params_non_embedding", "seed", "tokens", "flops", "is_last"]
 _KEYS = ["task", "level", "metric", "n_params", "size", "seed", "run_id", "step"]
 _ASKED = ["task", "kind", "ability", "role", "level", "metric", "headline", "continuous", "higher_is_better", "partner"]
 _SCORED = ["value", "item_se", "item_lo", "item_hi", "n", "chance", "chance_source"]
 _SEEDS = ["seed_mean", "seed_sd", "seed_lo", "seed_hi", "n_seeds"]
 COLUMNS = ["run_id", "step", *_SCALE, *_ASKED, *_SCORED, *_SEEDS, "task_digest", "note"]
+# Documents of the row that were not asked, or not decided, as planned; missing where the answers do not say. Scores
+# that come without answers do not have these columns.
+FLAGS = ["n_truncated", "n_straddles", "n_shots_dropped", "n_near_ties"]
+_FLAGGED = {"n_truncated": "truncated", "n_straddles": "straddles", "n_shots_dropped": "n_shots_dropped"}
+_UNITS = {"acc": None, "acc_char": "n_chars", "acc_byte": "n_bytes", "acc_token": "n_tokens"}
+NOISE = 1e-4  # nats by which a log-probability may differ between batches and machines, in single precision
 _SHOWN = ["task", "level", "doc_id", "prompt", "target", "size", "n_params_non_embedding", "seed"]
 EXAMPLE_COLUMNS = [*_SHOWN, "response", "correct", "logprob"]
-
-
-def wilson(successes: float, n: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share (Wilson 1927): inside [0, 1] and not empty at 0 or n successes."""
-    p, z2 = successes / n, Z * Z
-    middle, half = (p + z2 / (2 * n)), Z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return max(0.0, (middle - half) / (1 + z2 / n)), min(1.0, (middle + half) / (1 + z2 / n))
-
-
-def item_interval(
-    values: np.ndarray, weights: np.ndarray | None, bounds: tuple[float, float]
-) -> tuple[float, float, float, float]:
-    """Return mean, standard error and 95 % interval over documents of values (m,) with weights (m,) or None.
-
-    The mean is the ratio sum(w v) / sum(w), its error the ratio estimator's sqrt(m / (m - 1) sum(w^2 (v - mean)^2)) /
-    sum(w) (Cochran 1977, section 6.4). Wilson's interval where every value is 0 or 1; else normal, cut at `bounds`.
-    One document gives a value without an error."""
-    m = len(values)
-    w = np.ones(m) if weights is None else weights
-    mean = float((w * values).sum() / w.sum())
-    if m < 2:
-        return mean, math.nan, math.nan, math.nan
-    se = float(np.sqrt(m / (m - 1) * (w**2 * (values - mean) ** 2).sum()) / w.sum())
-    if weights is None and bounds == (0.0, 1.0) and np.isin(values, (0.0, 1.0)).all():
-        return mean, se, *wilson(float(values.sum()), m)
-    return mean, se, max(bounds[0], mean - Z * se), min(bounds[1], mean + Z * se)
 
 
 def score_cells(samples: pd.DataFrame, documents: pd.DataFrame, tasks: list[dict[str, Any]]) -> pd.DataFrame:
@@ -60,7 +54,7 @@ def score_cells(samples: pd.DataFrame, documents: pd.DataFrame, tasks: list[dict
     samples and documents do not belong together."""
     rows = []
     for task, level, run_id, step, part, cell in cells(samples, documents, tasks):
-        note = unusable(cell)
+        note, flags = unusable(cell), _flags(part)
         shortcuts = (task.get("shortcut") or {}).get(level, {})
         for name in task["metrics"]:
             metric = METRICS[name]
@@ -83,8 +77,27 @@ def score_cells(samples: pd.DataFrame, documents: pd.DataFrame, tasks: list[dict
                 "chance_source": source,
                 "task_digest": task["digest"],
             }
-            rows.append(row | _score(name, cell, note))
-    return pd.DataFrame(rows, columns=["run_id", "step", *_ASKED, *_SCORED, "task_digest", "note"])
+            rows.append(row | flags | {"n_near_ties": _near_ties(name, cell, note)} | _score(name, cell, note))
+    return pd.DataFrame(rows, columns=["run_id", "step", *_ASKED, *_SCORED, *FLAGS, "task_digest", "note"])
+
+
+def _flags(part: pd.DataFrame) -> dict[str, float]:
+    """Return how many documents of some samples were truncated, straddle or lost shots; NaN where it was not kept."""
+    found = {}
+    for name, column in _FLAGGED.items():
+        values = part[column].to_numpy(dtype=float, na_value=math.nan) if column in part else np.array(math.nan)
+        found[name] = math.nan if np.isnan(values).any() else float((values > 0).sum())
+    return found
+
+
+def _near_ties(name: str, cell: Cell, note: str) -> float:
+    """Return how many right choices are ahead or behind by no more than noise; NaN where the metric is no accuracy."""
+    if name not in _UNITS or note:
+        return math.nan
+    unit = _UNITS[name]
+    units = np.ones_like(cell.logprobs) if unit is None else cell.column(unit)
+    margin = METRICS["margin"].function(replace(cell, logprobs=cell.logprobs / units))[0]
+    return float((np.abs(margin) < NOISE / np.nanmin(units, axis=1)).sum())
 
 
 def _score(name: str, cell: Cell, note: str) -> dict[str, Any]:
@@ -103,7 +116,8 @@ def _score(name: str, cell: Cell, note: str) -> dict[str, Any]:
     if not np.isfinite(values).all():
         lost = int((~np.isfinite(values)).sum())
         return nothing | {"note": f"{lost} of {len(values)} documents have no value"}
-    mean, se, low, high = item_interval(values, weights, METRICS[name].bounds)
+    clusters = cell.clusters if len(values) == len(cell.logprobs) else None
+    mean, se, low, high = item_interval(values, weights, METRICS[name].bounds, clusters)
     return {"value": mean, "item_se": se, "item_lo": low, "item_hi": high, "n": len(values), "note": None}
 
 
@@ -141,7 +155,7 @@ def scores_table(
 ) -> pd.DataFrame:
     """Return the scores of every run, sorted by keys; the order of the samples does not matter."""
     scores = add_seed_intervals(add_scale(score_cells(samples, documents, tasks), runs))
-    return scores.sort_values(_KEYS, ignore_index=True)[COLUMNS]
+    return scores.sort_values(_KEYS, ignore_index=True)[[*COLUMNS, *FLAGS]]
 
 
 def examples_table(

@@ -29,7 +29,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-TABLES = ("runs", "scores", "fits", "links", "backtests", "forecasts", "verdicts", "examples", "missing")
+TABLES = (
+    *("runs", "scores", "fits", "links", "backtests", "forecasts", "verdicts", "examples", "missing"),
+    *("pairs", "positions", "reliability"),
+)
 
 SAMPLES = pa.schema(
     [
@@ -111,6 +114,9 @@ class Results:
     verdicts: pd.DataFrame
     examples: pd.DataFrame
     missing: pd.DataFrame
+    pairs: pd.DataFrame
+    positions: pd.DataFrame
+    reliability: pd.DataFrame
 
 
 def is_analysed(folder: Path) -> bool:

@@ -22,7 +22,7 @@ import numpy as np
 
 from tasks import identity, prompting, sources
 from tasks.errors import TaskError, Unavailable, suggest
-from tasks.metrics import DEFAULTS, HEADLINES, METRICS
+from tasks.metrics import DEFAULTS, HEADLINES, METRICS, signature
 from tasks.outputs import OUTPUTS, Answer, Choice, Doc, Document, Text
 from tasks.sources import Data
 from tasks.text import LANGUAGES, NORMALIZATIONS
@@ -212,6 +212,7 @@ class Task:
             "metric": self.metric,
             "language": self.language,
             "normalize": self.normalize,
+            "signatures": {name: text for name in self.metrics if (text := signature(name, self.language))},
             "digest": self.digest,
             "description": self.description,
             "source": self.source,
@@ -402,8 +403,8 @@ def task(
     preamble: stands before the worked examples, word for word.
     cluster: the field of a row that names its source; documents of one source are not independent.
     language: "en" or "zh": what counts as a word when text is scored.
-    normalize: what is made equal before answers are compared: "strip" (white space at the ends) or "squad" (case,
-        punctuation, articles and white space).
+    normalize: what is made equal before answers are compared: "strip" (white space at the ends), "squad" (case,
+        punctuation, articles and white space) or "zh" (width, case, punctuation, spaces between characters).
     metrics, metric: scored besides the usual ones of the output kind; the headline among them.
     join, delimiter: between worked examples; between a prompt and its answer.
     shared: training and evaluation may use the same documents, for tasks that ask what was remembered.

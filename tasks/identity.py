@@ -98,3 +98,10 @@ def _names(code: CodeType) -> set[str]:
 
 def _inner_code(code: CodeType) -> Iterator[CodeType]:
     return (constant for constant in code.co_consts if isinstance(constant, CodeType))
+
+
+def caller_file() -> Path:
+    """The file of the nearest caller outside this package: whose task it is that a function of this package builds."""
+    home = Path(__file__).parent
+    frames = (Path(info.filename) for info in inspect.stack(context=0))
+    return next((path for path in frames if path.parent != home), home / "__main__.py")

@@ -3,24 +3,12 @@
 import itertools
 import math
 from functools import cache
-from typing import Any
 
 import numpy as np
 import pytest
+from metric_cells import answer_cell, bootstrap_error, choice_cell, score, standard_error, text_cell
 
 from tasks.metrics import DEFAULTS, HEADLINES, METRICS, Cell, edit_similarity, token_f1
-
-
-def choice_cell(logprobs: list[list[float]], answer: list[int], **columns: Any) -> Cell:
-    values = np.array(logprobs, dtype=float)
-    filled = {"n_tokens": np.ones_like(values), **{name: np.array(column) for name, column in columns.items()}}
-    return Cell(logprobs=values, answer=np.array(answer), **filled)
-
-
-def score(name: str, cell: Cell) -> float:
-    values, weights = METRICS[name].function(cell)
-    return float(np.average(values, weights=weights))
-
 
 HAND = choice_cell(
     [[math.log(0.5), math.log(0.3), math.log(0.2)], [math.log(0.1), math.log(0.6), math.nan]],
@@ -109,13 +97,6 @@ def test_the_error_of_all_of_eight_is_its_spread_over_fresh_documents() -> None:
     assert np.mean(errors) == pytest.approx(np.std(scores), rel=0.15)
 
 
-def answer_cell(generations: list[str] | None, references: list[list[str]], **columns: Any) -> Cell:
-    width = max(map(len, references))
-    blank = np.array([[1.0] * len(refs) + [np.nan] * (width - len(refs)) for refs in references])
-    filled = {"logprobs": -blank, "n_tokens": blank, **{k: np.array(v, dtype=float) for k, v in columns.items()}}
-    return Cell(generations=generations, references=references, **filled)
-
-
 def test_exact_match_forgives_white_space_at_the_ends_only() -> None:
     cell = answer_cell([" a b", "a b c", "a  b", "B"], [[" a b"], [" a b"], [" a b"], [" x", " B"]])
     assert METRICS["exact_match"].function(cell)[0].tolist() == [1, 0, 0, 1]
@@ -188,6 +169,39 @@ def test_text_metrics_weigh_every_byte_token_and_word_alike() -> None:
 def test_a_metric_names_the_column_that_it_misses() -> None:
     with pytest.raises(ValueError, match="holds no 'n_chars'"):
         METRICS["acc_char"].function(choice_cell([[-1, -2]], [0]))
+
+
+def test_perplexities_are_the_exponential_of_total_nats_over_total_units() -> None:
+    # lm-eval counts the pieces between white space, the empty one after a final line end among them: 3 and 2.
+    cell = text_cell([6.0, 3.0], ["ab cé\n", "d  e"])
+    assert score("word_perplexity", cell) == pytest.approx(math.exp(9 / 5))
+    assert score("byte_perplexity", cell) == pytest.approx(math.exp(9 / 11))
+    assert score("byte_perplexity", cell) == pytest.approx(2 ** score("bits_per_byte", cell))
+    values, weights = METRICS["byte_perplexity"].function(cell)  # exp(R) (1 + (nats - R bytes) / mean bytes)
+    assert weights is None and values[0] == pytest.approx(math.exp(9 / 11) * (1 + (6 - 9 / 11 * 7) / 5.5))
+
+
+@pytest.mark.parametrize("name", ["word_perplexity", "byte_perplexity"])
+def test_the_error_of_a_perplexity_is_that_of_the_bootstrap(name: str) -> None:
+    rng = np.random.default_rng(2)
+    lengths = rng.integers(3, 30, size=300)
+    cell = text_cell(lengths * rng.gamma(20, 0.1, size=300), ["word " * n for n in lengths])
+    assert standard_error(name, cell) == pytest.approx(bootstrap_error(name, cell), rel=0.1)
+
+
+def test_a_perplexity_too_large_for_a_float_is_missing_with_its_reason() -> None:
+    with pytest.raises(ValueError, match=r"800 nats per word have no finite perplexity; bits_per_byte"):
+        METRICS["word_perplexity"].function(text_cell([800.0], ["没有空格的文字"]))
+    assert score("byte_perplexity", text_cell([800.0], ["没有空格的文字"])) == pytest.approx(math.exp(800 / 21))
+
+
+def test_what_is_scored_without_being_asked() -> None:
+    assert DEFAULTS == {
+        "Choice": ("acc", "acc_char", "acc_byte", "acc_token", "brier", "logloss", "margin"),
+        "Answer": ("exact_match", "f1", "edit_similarity", "token_accuracy", "nats_per_token"),
+        "Text": ("nats_per_token", "bits_per_byte", "char_accuracy", "word_accuracy", "sentence_accuracy"),
+    }
+    assert all(METRICS[name].needs == "" for names in DEFAULTS.values() for name in names)
 
 
 def test_every_thresholded_metric_has_a_continuous_partner_of_the_same_output() -> None:
