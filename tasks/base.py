@@ -395,8 +395,8 @@ def task(
     """Turn a function into a Task. Remaining keyword arguments are the difficulty grid, `name=[values]`.
 
     size: evaluation documents per level (default 500; of a data file, all rows).
-    data: a .jsonl, .csv or .parquet file beside the task's own file, or a function that returns rows (tasks.sources
-        has some); the first parameter is then `row`.
+    data: a .jsonl, .json, .csv, .tsv (also .gz) or .parquet file beside the task's own file, a list of rows, or a
+        function that returns them (such as `from_hub`); the first parameter is then `row`.
     examples: where the rows of the worked examples come from; by default the data itself.
     fixed_shots: all documents get the same worked examples, the first of `examples` where those are given. A shared
         beginning is read once for all of them.
