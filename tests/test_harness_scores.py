@@ -1,39 +1,20 @@
-"""Scores from answers: values by hand, intervals by closed form, missing stays missing."""
+"""Scores from answers: values by hand, seeds apart from documents, missing stays missing."""
 
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
+from answer_tables import a_task, some_documents, some_samples
 from scipy.stats import t as student_t
 
-from harness.scores import add_seed_intervals, examples_table, item_interval, score_cells, scores_table, wilson
+from harness.scores import FLAGS, add_seed_intervals, examples_table, score_cells, scores_table
 from harness.store import StoreError
-from tasks.metrics import DEFAULTS
 
 K = 4
 RUNS = pd.DataFrame(
     {"run_id": ["a", "b", "c"], "size": "2x16", "n_params": 9000, "n_params_non_embedding": 7000, "seed": [0, 1, 2]}
 ).assign(step=10, tokens=1000, flops=6e10, is_last=True)
-
-
-def a_task(name: str, output: str, **more: object) -> dict:
-    metrics = list(DEFAULTS[output])
-    plain = {"name": name, "kind": "qa", "ability": "x", "role": "probe", "metrics": metrics, "metric": metrics[0]}
-    return plain | {"digest": "d", "shortcut": {}} | more
-
-
-def some_documents(task: str, output: str, continuations: list[list[str]], answers: list[int | None]) -> pd.DataFrame:
-    frame = pd.DataFrame({"doc_id": range(len(continuations)), "continuations": continuations, "answer": answers})
-    return frame.assign(task=task, level="", output=output, prompt="p", chance=None, n_shot=0, prompt_digest="x")
-
-
-def some_samples(task: str, logprobs: list[list[float]], run_id: str = "a", **more: object) -> pd.DataFrame:
-    frame = pd.DataFrame({"doc_id": range(len(logprobs)), "logprobs": logprobs})
-    frame["n_tokens"] = [[2] * len(row) for row in logprobs]
-    frame["n_greedy"] = [[1] * len(row) for row in logprobs]
-    units = dict.fromkeys(f"{u}{g}" for u in ("words", "chars", "sentences") for g in ("", "_greedy"))
-    return frame.assign(run_id=run_id, step=10, task=task, level="", **{**units, "generation": None, **more})
 
 
 def choice(logprobs: list[list[float]], answers: list[int], run_id: str = "a") -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -43,37 +24,6 @@ def choice(logprobs: list[list[float]], answers: list[int], run_id: str = "a") -
 
 def by_metric(scores: pd.DataFrame) -> pd.DataFrame:
     return scores.set_index("metric")
-
-
-def test_wilson_equals_its_closed_form() -> None:
-    assert wilson(5, 10) == pytest.approx((0.236593, 0.763407), abs=1e-6)
-    z2 = 1.959963985**2
-    assert wilson(0, 10) == pytest.approx((0.0, z2 / (10 + z2)))
-    assert wilson(10, 10) == pytest.approx((10 / (10 + z2), 1.0))
-
-
-def test_zero_or_one_values_get_wilsons_interval_and_others_a_normal_one() -> None:
-    mean, se, low, high = item_interval(np.array([0.0, 1.0, 1.0, 1.0]), None, (0.0, 1.0))
-    assert (mean, low, high) == pytest.approx((0.75, *wilson(3, 4)))
-    assert se == pytest.approx(0.25)  # sd / sqrt(n) by hand: sqrt(0.75 / 3) / 2
-    mean, se, low, high = item_interval(np.array([0.0, 1.0, 0.5, 0.5]), None, (0.0, 1.0))
-    assert (low, high) == pytest.approx((0.5 - 1.959964 * se, 0.5 + 1.959964 * se))
-
-
-def test_the_ratio_error_matches_the_plain_one_and_a_bootstrap() -> None:
-    rng = np.random.default_rng(0)
-    values, weights = rng.normal(3, 1, 400), rng.integers(1, 20, 400).astype(float)
-    assert item_interval(values, np.ones(400), (0, math.inf))[1] == pytest.approx(values.std(ddof=1) / 20)
-    mean, se, _, _ = item_interval(values, weights, (0.0, math.inf))
-    assert mean == pytest.approx(np.average(values, weights=weights))
-    draws = rng.integers(0, 400, (3000, 400))
-    means = (values[draws] * weights[draws]).sum(1) / weights[draws].sum(1)
-    assert se == pytest.approx(means.std(), rel=0.06)
-
-
-def test_one_document_has_a_value_and_no_error() -> None:
-    assert item_interval(np.array([1.0]), None, (0.0, 1.0))[0] == 1.0
-    assert all(math.isnan(v) for v in item_interval(np.array([1.0]), None, (0.0, 1.0))[1:])
 
 
 def test_a_uniform_model_scores_chance_exactly() -> None:
@@ -146,6 +96,38 @@ def test_text_shares_are_weighted_by_what_is_counted() -> None:
     assert scores.loc["word_accuracy", "value"] == pytest.approx(2 / 3)
     assert scores.loc["bits_per_byte", "value"] == pytest.approx(12 / 12 / math.log(2))
     assert scores.loc["sentence_accuracy", "note"] == "the documents hold none of what is counted"
+
+
+def test_documents_that_were_not_asked_as_planned_are_counted_and_old_answers_do_not_say() -> None:
+    samples, documents = choice([[-1.0, -2.0]] * 4, [0] * 4)
+    kept = samples.assign(truncated=[True, False, False, True], straddles=False, n_shots_dropped=[0, 2, 1, 3])
+    row = by_metric(score_cells(kept, documents, [a_task("quiz", "Choice")])).loc["acc"]
+    assert row[FLAGS].tolist() == [2, 0, 3, 0]
+    old = by_metric(score_cells(samples.assign(truncated=True), documents, [a_task("quiz", "Choice")])).loc["acc"]
+    assert old["n_truncated"] == 4 and old[["n_straddles", "n_shots_dropped"]].isna().all()
+    mixed = kept.assign(n_shots_dropped=[0.0, math.nan, 1.0, 3.0])  # half of the answers are older
+    assert math.isnan(by_metric(score_cells(mixed, documents, [a_task("quiz", "Choice")])).loc["acc", FLAGS[2]])
+
+
+def test_a_near_tie_is_one_that_noise_could_turn_in_the_unit_of_the_metric() -> None:
+    # Margins: 5e-5 (noise), exactly 0 (a tie), 2e-4 (not noise), -3 (wrong, and clearly so).
+    found = [[-1.0, -1.00005], [-1.0, -1.0], [-1.0, -1.0002], [-4.0, -1.0]]
+    samples, documents = choice(found, [0] * 4)
+    scores = by_metric(score_cells(samples, documents, [a_task("quiz", "Choice")]))
+    assert scores.loc["acc", "n_near_ties"] == 2
+    assert scores.loc["acc_token", "n_near_ties"] == 2  # two tokens each: margin and noise are halved alike
+    assert scores.loc["acc_char", "n_near_ties"] == 0  # "yes" and "no" have other lengths: none is near per character
+    assert scores.loc[["logloss", "brier", "margin"], "n_near_ties"].isna().all()
+
+
+def test_documents_of_one_source_count_as_one_in_the_error() -> None:
+    samples, documents = choice([[-1.0, -2.0]] * 6 + [[-2.0, -1.0]] * 6, [0] * 12)
+    alone = by_metric(score_cells(samples, documents, [a_task("quiz", "Choice")])).loc["acc"]
+    documents["cluster"] = ["page 1"] * 3 + ["page 2"] * 3 + ["page 3"] * 3 + ["page 4"] * 3
+    row = by_metric(score_cells(samples, documents, [a_task("quiz", "Choice")])).loc["acc"]
+    assert row["value"] == alone["value"] == 0.5
+    assert row["item_se"] == pytest.approx(np.std([1, 1, 0, 0], ddof=1) / 2)  # four pages, all right or all wrong
+    assert row["item_hi"] > alone["item_hi"]
 
 
 def three_seeds() -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -12,8 +12,9 @@ FORBIDDEN = {"models": {"tasks", "harness"}, "tasks": {"models", "harness", "tor
 TORCH_FREE = (
     *("store", "scores", "fits", "emergence", "figures", "report", "analyze", "width", "wording", "curves"),
     *("links", "curve_links", "threshold", "forecast", "predictors", "stacking", "design", "cli_study", "seeds"),
-    *("evidence", "comparison"),
-    *("importers", "cells", "imported", "imported_runs", "foreign", "lm_eval", "lm_eval_samples", "scale_maps", "axes"),
+    *("evidence", "comparison", "cells", "intervals", "paired", "positions", "reliability", "cli_compare"),
+    *("check", "check_answers", "check_overlap", "check_warnings", "new_task"),
+    *("importers", "imported", "imported_runs", "foreign", "lm_eval", "lm_eval_samples", "scale_maps", "axes"),
 )
 
 

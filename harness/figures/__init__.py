@@ -3,6 +3,7 @@
 Each figure is two functions: `*_data` selects the numbers that are drawn (and saved beside the figure as CSV),
 `*_figure` draws them."""
 
+from harness.figures.answers import MIN_ANSWERS, position_data, position_figure, reliability_data, reliability_figure
 from harness.figures.base import bounds, by_size, inline_svg, save
 from harness.figures.curves import curve_data, curve_figure, panels, seeds_data, seeds_figure
 from harness.figures.forecasts import (
@@ -26,6 +27,7 @@ from harness.figures.scaling import (
 )
 
 __all__ = [
+    "MIN_ANSWERS",
     "backtest_data",
     "backtest_figure",
     "bounds",
@@ -47,6 +49,10 @@ __all__ = [
     "link_figure",
     "panels",
     "pit_values",
+    "position_data",
+    "position_figure",
+    "reliability_data",
+    "reliability_figure",
     "save",
     "scaling_data",
     "scaling_figure",

@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from harness.report import drawing, overview, provenance, science, verdicts
+from harness.report import answers, drawing, overview, provenance, science, verdicts
 from harness.report.tables import Tables
 from harness.wording import AXES, DASH, LABELS, label_name, metric_name, si, visible
 
@@ -25,7 +25,8 @@ def build_report(results: Any, out: Path) -> Path:
     """Write `out`/index.html and `out`/figures/ from the tables of `results`; return the path of the page.
 
     `results` has .runs .scores .fits .verdicts .examples .missing (frames), .tasks, .spec, .ledger, .path, and may have
-    .links .backtests .forecasts; any table may be empty or None: the page then says what is missing."""
+    .links .backtests .forecasts .pairs .positions .reliability; any table may be empty or None: the page then says what
+    is missing."""
     page = Tables(results)
     figures = out / "figures"
     out.mkdir(parents=True, exist_ok=True)
@@ -63,6 +64,7 @@ def build_report(results: Any, out: Path) -> Path:
         backtest=science.backtest_facts(page),
         forecast_figures=drawing.forecast_figures(page, figures),
         backtest_figures=drawing.backtest_figures(page, figures),
+        behind=answers.behind(page, figures),
         missing=overview.missing_rows(page),
         samples=overview.samples(page),
         open_samples=OPEN_SAMPLES,

@@ -19,7 +19,7 @@ MAX_CURVES = 24  # tasks with a figure of their own
 Drawn = dict[str, Any]  # name (of the files), svg, caption, and what else the page says of it
 
 
-def _save(figure: Any, folder: Path, name: str, data: pd.DataFrame, caption: str) -> Drawn:
+def save_figure(figure: Any, folder: Path, name: str, data: pd.DataFrame, caption: str) -> Drawn:
     """Save a figure under a safe file name and return what the page needs of it."""
     safe = re.sub(r"[^A-Za-z0-9-]+", "_", name)
     path = figures.save(figure, folder, safe, data)
@@ -41,7 +41,7 @@ def scaling_figures(page: Tables, folder: Path) -> list[Drawn]:
                 "Circles are runs, one per seed; the line is the fit, the band its 95 % bootstrap interval over runs."
             )
             figure = figures.scaling_figure(data, rows)
-            drawn.append(_save(figure, folder, f"scaling-{subject}", data, f"{subject} against scale. {what}"))
+            drawn.append(save_figure(figure, folder, f"scaling-{subject}", data, f"{subject} against scale. {what}"))
     two = page.fits[page.fits["form"].eq("chinchilla") & page.fits["x"].astype(str).str.count(",").eq(1)]
     for subject in _subjects(two):
         fit = two[two["subject"] == subject].iloc[0]
@@ -53,7 +53,9 @@ def scaling_figures(page: Tables, folder: Path) -> list[Drawn]:
                 "the N of the fit, so it is not the C of the other figures."
             )
             figure = figures.frontier_figure(data, fit)
-            drawn.append(_save(figure, folder, f"frontier-{subject}", data, f"{subject}: size against tokens. {what}"))
+            drawn.append(
+                save_figure(figure, folder, f"frontier-{subject}", data, f"{subject}: size against tokens. {what}")
+            )
             drawn += _isoflop(folder, subject, data)
     return drawn
 
@@ -69,7 +71,7 @@ def _isoflop(folder: Path, subject: str, data: pd.DataFrame) -> list[Drawn]:
         "size lies beyond it and the line leaves it out."
     )
     figure = figures.isoflop_figure(table, line, str(subject).rsplit(":", 1)[-1])
-    return [_save(figure, folder, f"isoflop-{subject}", table, f"{subject} at equal compute. {what}")]
+    return [save_figure(figure, folder, f"isoflop-{subject}", table, f"{subject} at equal compute. {what}")]
 
 
 def _subjects(fits: pd.DataFrame) -> list[Any]:
@@ -103,7 +105,7 @@ def curve_figures(page: Tables, folder: Path, verdicts: list[dict[str, Any]]) ->
     for task in (t for t in tasks if t in chosen):
         data = figures.curve_data(page.scores, judged, page.cells, task, page.axis)
         figure = figures.curve_figure(data, page.axis)
-        saved = _save(figure, folder, f"curve-{task}", data, f"{task}: score against scale")
+        saved = save_figure(figure, folder, f"curve-{task}", data, f"{task}: score against scale")
         n_levels = scored_levels(page, task)
         few = (
             f"{data['level'].nunique()} of its {n_levels} levels are drawn."
@@ -130,10 +132,10 @@ def map_figures(page: Tables, folder: Path) -> list[Drawn]:
     drawn = []
     if len(data := figures.heatmap_data(page.scores)):
         what = "Size by difficulty: the headline score in each cell, averaged over seeds; × was not measured"
-        drawn.append(_save(figures.heatmap_figure(data), folder, "difficulty", data, what))
+        drawn.append(save_figure(figures.heatmap_figure(data), folder, "difficulty", data, what))
     if len(data := figures.training_data(page.scores)):
         what = "During training: headline score, mean over seeds, of each task the level on which sizes differ most"
-        drawn.append(_save(figures.training_figure(data), folder, "training", data, what))
+        drawn.append(save_figure(figures.training_figure(data), folder, "training", data, what))
     return drawn
 
 
@@ -146,7 +148,7 @@ def seeds_figures(page: Tables, folder: Path) -> list[Drawn]:
         "Every seed of every size, side by side, with its 95 % interval over documents; where intervals do not "
         "overlap, runs that differ in nothing but their seed have learned different things"
     )
-    return [_save(figures.seeds_figure(data), folder, "seeds", data, what)]
+    return [save_figure(figures.seeds_figure(data), folder, "seeds", data, what)]
 
 
 def link_figures(page: Tables, folder: Path) -> list[Drawn]:
@@ -159,7 +161,7 @@ def link_figures(page: Tables, folder: Path) -> list[Drawn]:
         f"Threshold metrics as observed (points), and what the link makes of a smooth course of the continuous partner "
         f"(line; band: its interval): {n} of {of} curves"
     )
-    return [_save(figures.link_figure(data, page.axis), folder, "links", data, what)]
+    return [save_figure(figures.link_figure(data, page.axis), folder, "links", data, what)]
 
 
 def forecast_figures(page: Tables, folder: Path) -> list[Drawn]:
@@ -171,7 +173,7 @@ def forecast_figures(page: Tables, folder: Path) -> list[Drawn]:
         "Filled marks: means of the sizes that were measured, the thin bar spans their seeds. Right of the upright "
         "line: the forecast (black dash) with its 50, 80 and 95 % intervals, levels side by side. Dotted: chance"
     )
-    return [_save(figures.forecast_figure(data, page.axis), folder, "forecast", data, what)]
+    return [save_figure(figures.forecast_figure(data, page.axis), folder, "forecast", data, what)]
 
 
 def backtest_figures(page: Tables, folder: Path) -> list[Drawn]:
@@ -182,7 +184,7 @@ def backtest_figures(page: Tables, folder: Path) -> list[Drawn]:
             "Headline shares of the largest size, forecast from the smaller ones: white tick the forecast, bars its "
             "50, 80 and 95 % intervals; diamonds what was observed, hollow outside the 80 % interval"
         )
-        drawn.append(_save(figures.backtest_figure(data), folder, "backtest", data, what))
+        drawn.append(save_figure(figures.backtest_figure(data), folder, "backtest", data, what))
     if len(data := figures.coverage_data(page.backtests)):
         figure = figures.calibration_figure(data, figures.pit_values(page.backtests))
         what = (
@@ -190,5 +192,5 @@ def backtest_figures(page: Tables, folder: Path) -> list[Drawn]:
             "independent; curves of the same runs are not, so the truth is less certain. Where there is a right "
             "panel: observed values within their forecast distribution, level (dotted) if forecasts are calibrated"
         )
-        drawn.append(_save(figure, folder, "calibration", data, what))
+        drawn.append(save_figure(figure, folder, "calibration", data, what))
     return drawn

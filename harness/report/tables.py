@@ -21,7 +21,7 @@ COLUMNS = {
     "tokenizer_digest",
     "scores": "run_id size n_params_non_embedding n_params seed step tokens flops is_last task kind ability role level "
     "metric headline continuous higher_is_better partner value item_se item_lo item_hi n chance seed_mean seed_sd "
-    "seed_lo seed_hi n_seeds note lower_bound upper_bound",
+    "seed_lo seed_hi n_seeds note lower_bound upper_bound n_truncated n_straddles n_shots_dropped n_near_ties",
     "fits": "subject form x params ci objective n_points n_sizes n_starts n_starts_agreeing converged aicc note band "
     "recipe",
     "verdicts": "task level metric role headline continuous partner axis axis_unit label width width_lo width_hi onset "
@@ -33,10 +33,16 @@ COLUMNS = {
     "backtests": "task level metric kind role headline continuous held_out size tokens flops predictor predicted "
     "observed lo50 hi50 lo80 hi80 lo95 hi95 error crps covered50 covered80 "
     "covered95 surprise_p weight n_sizes note",
+    "pairs": "task level metric headline higher_is_better pair size_a size_b run_a run_b n mean_a mean_b difference se "
+    "lo hi n_only_a n_only_b p q method note",
+    "positions": "task level run_id size n_params_non_embedding n_params seed tokens flops position position_end value "
+    "item_se n_tokens n",
+    "reliability": "task level run_id size n_params_non_embedding n_params seed tokens flops lower upper n confidence "
+    "accuracy ece ece_calibrated n_documents",
     "forecasts": "task level metric kind role headline continuous predictor target_n_params_non_embedding "
     "target_tokens target_flops predicted lo50 hi50 lo80 hi80 lo95 hi95 weight extrapolation note",
 }
-LATER = ("links", "backtests", "forecasts")  # an older folder does not have them
+LATER = ("links", "backtests", "forecasts", "pairs", "positions", "reliability")  # an older folder does not have them
 KEYS = ["task", "level", "metric"]
 
 
@@ -52,6 +58,9 @@ class Tables:
     links: pd.DataFrame
     backtests: pd.DataFrame
     forecasts: pd.DataFrame
+    pairs: pd.DataFrame
+    positions: pd.DataFrame
+    reliability: pd.DataFrame
 
     def __init__(self, results: Any) -> None:
         self.tasks: list[dict[str, Any]] = list(results.tasks or [])
