@@ -2,18 +2,19 @@
 
     import harness
     results = harness.run_sweep("demo")        # or a path to a sweep's TOML file
+    results = harness.evaluate_models(["models/a", "models/b"], ["copy", "my_tasks.py"], scales="scales.toml")
     results = harness.load_results("results/demo")
     results.scores, results.verdicts           # pandas
     harness.write_report(results, "reports/demo")
 
-Nothing heavy is imported before it is called; all but `run_sweep` work without torch. A script that calls `run_sweep`
-does so under `if __name__ == "__main__":`, because worker processes import the script again."""
+Nothing heavy is imported before it is called; all but `run_sweep` and `evaluate_models` work without torch. A script
+that calls these two does so under `if __name__ == "__main__":`, because worker processes import the script again."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from harness.store import Results
@@ -36,6 +37,17 @@ def run_sweep(
     with Display(plan, quiet=True) as display:
         run_missing(sweep, Path(results), workers=workers, report=display)
     return analyze_results(plan.folder)
+
+
+def evaluate_models(
+    models: Sequence[str] | str = (), tasks: Sequence[str] = (), *, results: str | Path = "results", **options: Any
+) -> Results:
+    """Ask models trained anywhere, or a published `family`, some tasks; `options` are those of `harness evaluate`.
+
+    `tasks`: names or .py files, by default all built-in ones. Raises EvaluationFailed where no model could be asked."""
+    from harness.evaluate import evaluate
+
+    return evaluate(models, tasks, results=results, **options)
 
 
 def load_results(path: str | Path) -> Results:

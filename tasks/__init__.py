@@ -10,6 +10,9 @@ from pathlib import Path
 from tasks import classification, generation, language_modeling, qa
 from tasks.base import Answer, Choice, Document, Task, TaskError, Text, available, task
 from tasks.errors import suggest
+from tasks.gym import from_gym
+from tasks.lm_eval import from_lm_eval
+from tasks.sources import from_hub
 
 __all__ = [
     "TASKS",
@@ -20,6 +23,9 @@ __all__ = [
     "TaskError",
     "Text",
     "available",
+    "from_gym",
+    "from_hub",
+    "from_lm_eval",
     "load_task",
     "load_tasks",
     "task",
