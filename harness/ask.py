@@ -5,15 +5,17 @@ Scores are not computed here: what is stored is what the model said, so that any
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pandas as pd
 
-from harness.store import DOCUMENTS, SAMPLES
-from tasks.base import Document
+from harness.store import DOCUMENTS, SAMPLES, samples_path, write_table
+from tasks.base import Document, Task
 from tasks.prompting import drop_shots
 
 if TYPE_CHECKING:  # the driver of a sweep writes documents without torch
@@ -21,6 +23,16 @@ if TYPE_CHECKING:  # the driver of a sweep writes documents without torch
 
 _WORD = re.compile(r"\S+")
 _SENTENCE = re.compile(r"[^.!?\n]+[.!?]*")
+
+
+class Reads(Protocol):
+    """What decides whether a document fits: a tokenizer and a context length have it, without weights."""
+
+    context_length: int
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text, begin-of-text not counted."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -31,6 +43,63 @@ class Question:
     n_prompt_tokens: int
     n_shots_dropped: int
     truncated: bool  # it did not fit even without shots
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskToAsk:
+    """A task, as many documents of each of its levels as are asked (None: all), and the digest that names its parts."""
+
+    task: Task
+    limit: int | None
+    digest: str
+
+
+# A worker asks many models of one family: the documents and their token counts are the same for all of them.
+_QUESTIONS: dict[tuple[str, str, int], list[Question]] = {}
+
+
+def questions_of(asked: TaskToAsk, model: Reads, tokenizer: str) -> list[Question]:
+    """Return the questions of a task, made once for every tokenizer (its digest) and context length."""
+    key = (asked.digest, tokenizer, model.context_length)
+    if key not in _QUESTIONS:
+        _QUESTIONS[key] = questions(asked.task.documents(limit=asked.limit), model)
+    return _QUESTIONS[key]
+
+
+def ask_tasks(
+    model: LanguageModel,
+    tasks: Iterable[TaskToAsk],
+    *,
+    results: Path,
+    run_id: str,
+    step: int,
+    tokenizer: str,
+    tell: Callable[[TaskToAsk, dict[str, Any]], None],
+) -> dict[str, str]:
+    """Ask one model several tasks and store each one's answers at once; return why some could not be asked, by name.
+
+    `tell` hears of every task twice: with nothing when it begins, then with its number of documents and the seconds
+    they took, or with the error. A task that cannot be asked costs no other its answers."""
+    failures = {}
+    for asked in tasks:
+        tell(asked, {})
+        started = time.monotonic()
+        try:
+            frame = answer(
+                model,
+                questions_of(asked, model, tokenizer),
+                run_id=run_id,
+                step=step,
+                task_digest=asked.digest,
+                alone=asked.task.needs("alone"),
+            )
+        except (ValueError, RuntimeError) as error:
+            failures[asked.task.name] = str(error)
+            tell(asked, {"error": str(error)})
+        else:
+            write_table(samples_path(results, run_id, step, asked.task.name, asked.digest), frame, SAMPLES)
+            tell(asked, {"documents": len(frame), "seconds": time.monotonic() - started})
+    return failures
 
 
 def documents_frame(documents: Iterable[Document]) -> pd.DataFrame:
@@ -46,7 +115,7 @@ def documents_frame(documents: Iterable[Document]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=DOCUMENTS.names)
 
 
-def questions(documents: Iterable[Document], model: LanguageModel) -> list[Question]:
+def questions(documents: Iterable[Document], model: Reads) -> list[Question]:
     """Fit documents to the model's context; what comes back serves every model with that tokenizer and context."""
 
     def room(document: Document) -> int:
@@ -98,13 +167,14 @@ def answer(
             for row, group in zip(rows, bare, strict=True):
                 row["logprobs_alone"] = [s.logprob for s in group]
     if output == "Answer":
+        written = [i for i, d in enumerate(documents) if d.max_tokens]
         said = model.generate(
-            [d.prompt for d in documents],
-            stop=[d.stop for d in documents],
-            max_tokens=[d.max_tokens or 0 for d in documents],
+            [documents[i].prompt for i in written],
+            stop=[documents[i].stop for i in written],
+            max_tokens=[documents[i].max_tokens or 0 for i in written],
         )
-        for row, generation in zip(rows, said, strict=True):
-            row |= {"generation": generation.text, "generation_raw": generation.raw}
+        for i, generation in zip(written, said, strict=True):
+            rows[i] |= {"generation": generation.text, "generation_raw": generation.raw}
     for row, question in zip(rows, asked, strict=True):
         row |= {
             "run_id": run_id,

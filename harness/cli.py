@@ -4,7 +4,6 @@ Exit codes: 0 done, 1 some cells failed, 2 the input was wrong. Heavy imports wa
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from harness import cli_study
+from harness import cli_compare, cli_evaluate, cli_study, cli_tasks
 from harness.console import DEFAULT_REPORTS, JsonOption, ReportsOption, print_table, verdict_summary
 
 if TYPE_CHECKING:
@@ -25,9 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train a family of Transformer sizes, ask every size every task, and say which abilities emerge.",
 )
-tasks_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The tasks that every size is asked.")
 family_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The sizes that are trained.")
-app.add_typer(tasks_app, name="tasks")
 app.add_typer(family_app, name="family")
 
 Spec = Annotated[str, typer.Argument(metavar="SPEC", help="A sweep's TOML file, or a built-in sweep: demo, smoke.")]
@@ -118,37 +115,6 @@ def demo(
     sweep("demo", tasks, results, reports, workers, quiet)
 
 
-@tasks_app.command("list")
-def tasks_list(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME|FILE]...", help="Only these.")] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """List tasks with kind, ability, role, levels and what each asks."""
-    from tasks import TASKS, available, load_tasks
-    from tasks.base import level_name
-
-    found = load_tasks(names) if names else TASKS
-    if as_json:
-        reasons = {task.name: available(task) for task in found}
-        listed = [t.summary() if reasons[t.name] is None else {"name": t.name, "kind": t.kind} for t in found]
-        print(json.dumps([row | {"unavailable": reasons[row["name"]]} for row in listed], indent=2))
-        return
-    import pandas as pd
-
-    rows = [
-        {
-            "name": task.name,
-            "kind": task.kind,
-            "ability": task.ability,
-            "role": task.role,
-            "levels": " ".join(filter(None, map(level_name, task.levels))) or "-",
-            "asks": task.description,
-        }
-        for task in found
-    ]
-    print_table(pd.DataFrame(rows), as_json=False)
-
-
 @family_app.command("show")
 def family_show(spec: Spec = "demo", as_json: JsonOption = False) -> None:
     """Show the sizes of a sweep: shape, both parameter counts, FLOPs per token, tokens, compute."""
@@ -208,7 +174,10 @@ def _print_plan(found: Plan, *, as_json: bool) -> None:
         )
 
 
+cli_evaluate.register(app)
+cli_compare.register(app)
 cli_study.register(app)
+cli_tasks.register(app)
 
 
 def main() -> NoReturn:

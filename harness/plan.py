@@ -114,6 +114,10 @@ def check_settings(sweep: Sweep, folder: Path) -> None:
     file = folder / "spec.json"
     if not file.exists():
         return
+    if read_json(file).get("evaluated"):
+        raise InputError(
+            f"{folder} holds answers of models trained elsewhere; give the sweep another name, or --results"
+        )
     before, now = _flat(read_json(file).get("settings", {})), _flat(json.loads(json.dumps(sweep.settings())))
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     if changed and any((folder / "runs").glob("*/step-*")):

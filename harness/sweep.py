@@ -15,19 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from harness import corpus
-from harness.ask import Question, answer, documents_frame, questions
+from harness.ask import TaskToAsk, ask_tasks, documents_frame
 from harness.execute import Event, Job, Progress, Report, run_jobs
 from harness.judge import judge_cells, unjudged
 from harness.plan import Plan, RunPlan, evaluated_steps, make_plan
 from harness.spec import Sweep, SweepSpec, resolve
 from harness.store import (
     DOCUMENTS,
-    SAMPLES,
     documents_path,
     is_part,
     locked,
     read_json,
-    samples_path,
     write_json,
     write_table,
 )
@@ -263,27 +261,25 @@ def _evaluate(plan: RunPlan, sweep: Sweep, results: Path, progress: Progress) ->
 
     keep_freed_memory()
     run_id, started = plan.run.run_id, time.process_time()
-    cells: dict[int, list[str]] = {}
+    tasks = {t.name: TaskToAsk(task=t, limit=sweep.limit(t), digest=sweep.digest_of(t)) for t in sweep.tasks}
+    cells: dict[int, list[TaskToAsk]] = {}
     for step, name in plan.missing:
-        cells.setdefault(step, []).append(name)
-    tasks = {task.name: task for task in sweep.tasks}
-    n_done = 0
+        cells.setdefault(step, []).append(tasks[name])
+    begun = 0
+
+    def tell(asked: TaskToAsk, info: dict[str, Any]) -> None:
+        nonlocal begun
+        if not info:
+            progress({"evaluating": asked.task.name, "cells": begun, "all_cells": len(plan.missing)})
+            begun += 1
+
     failures = []
-    for step, names in cells.items():
+    for step, wanted in cells.items():
         model = TransformerLM.load(plan.folder / f"step-{step:06d}", "cuda" if torch.cuda.is_available() else "cpu")
-        for name in names:
-            progress({"evaluating": name, "cells": n_done, "all_cells": len(plan.missing)})
-            task_digest = sweep.digest_of(tasks[name])
-            try:
-                asked = _questions(sweep, tasks[name], model)
-                frame = answer(
-                    model, asked, run_id=run_id, step=step, task_digest=task_digest, alone=tasks[name].needs("alone")
-                )
-            except (ValueError, RuntimeError) as error:  # one task that cannot be asked costs no other its answers
-                failures.append(f"{name} at step {step}: {error}")
-            else:
-                write_table(samples_path(results, run_id, step, name, task_digest), frame, SAMPLES)
-            n_done += 1
+        # The corpus decides the tokenizer.
+        at: dict[str, Any] = {"results": results, "run_id": run_id, "step": step, "tokenizer": sweep.corpus_digest}
+        failed = ask_tasks(model, wanted, **at, tell=tell)
+        failures += [f"{name} at step {step}: {reason}" for name, reason in failed.items()]
     ledger = read_json(plan.folder / "run.json")
     ledger["evaluate_cpu_seconds"] = ledger.get("evaluate_cpu_seconds", 0.0) + time.process_time() - started
     ledger["peak_memory_bytes"] = max(ledger["peak_memory_bytes"], _peak_memory_bytes())
@@ -307,14 +303,3 @@ def _load_lm(folder: Path) -> Any:
     from models.lm import TransformerLM
 
     return TransformerLM.load(folder, "cuda" if torch.cuda.is_available() else "cpu")
-
-
-# A worker evaluates many runs of one family: the documents and their token counts are the same for all of them.
-_ASKED: dict[tuple[str, str, int], list[Question]] = {}
-
-
-def _questions(sweep: Sweep, task: Any, model: Any) -> list[Question]:
-    key = (sweep.digest_of(task), sweep.corpus_digest, model.context_length)
-    if key not in _ASKED:
-        _ASKED[key] = questions(task.documents(limit=sweep.limit(task)), model)
-    return _ASKED[key]

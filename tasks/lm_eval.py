@@ -20,7 +20,12 @@ from tasks.metrics import METRICS
 from tasks.outputs import Answer, Choice, Doc, Text
 from tasks.sources import Row
 
-_OUTPUTS = {"multiple_choice": "Choice", "loglikelihood_rolling": "Text", "generate_until": "Answer"}
+_OUTPUTS = {
+    "multiple_choice": "Choice",
+    "loglikelihood": "Answer",
+    "loglikelihood_rolling": "Text",
+    "generate_until": "Answer",
+}
 _KINDS = {"Choice": "qa", "Text": "language modeling", "Answer": "generation"}
 _METRICS = {"acc_norm": "acc_char", "acc_bytes": "acc_byte", "acc_mutual_info": "acc_pmi", "brier_score": "brier"}
 _HARMLESS_FILTERS = {"take_first", "remove_whitespace"}  # comparison ignores white space at the ends anyway
@@ -65,6 +70,8 @@ def from_lm_eval(
     examples = int(config.get("num_fewshot") or 0) if shots is None else shots
     preamble, shown = _preamble(name, config, examples), config.get("fewshot_config") or {}
     join = shown.get("fewshot_delimiter") or config.get("fewshot_delimiter", "\n\n")
+    if config.get("output_type") == "loglikelihood":  # its target brings its own white space
+        delimiter = ""
     if delimiter is None:
         delimiter = _tail(config) + config.get("target_delimiter", " ")
     if output == "Text":  # read whole, whatever the YAML would put before a question
@@ -152,6 +159,8 @@ def _output(name: str, config: dict[str, Any]) -> str:
 def _scoring(name: str, config: dict[str, Any], output: str, metric: str | None) -> list[str]:
     """Our names of the metrics that the YAML asks for, where there are any."""
     asked = [str(entry["metric"]) for entry in config.get("metric_list") or []]
+    if config.get("output_type") == "loglikelihood":
+        asked = ["exact_match" if each == "acc" else "nats_per_token" for each in asked]
     ours = [_METRICS.get(each, each) for each in asked]
     known = [each for each in ours if each in METRICS and output in METRICS[each].outputs]
     own = []

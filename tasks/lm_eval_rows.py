@@ -63,13 +63,15 @@ def load(name: str, folder: Path | None) -> Any:
 
 
 def rows(theirs: Any, name: str, delimiter: str, max_tokens: int | None) -> list[dict[str, Any]]:
-    """Every evaluation document as {prompt, choices, answer}, {prompt, references, stop, max_tokens} or {text}."""
+    """Every evaluation document as {prompt, choices, answer}, {prompt, references, max_tokens} with stop, or {text}."""
 
     def row(doc: Any) -> dict[str, Any]:
         if theirs.OUTPUT_TYPE == "loglikelihood_rolling":
             return {"text": theirs.doc_to_target(doc)}
         if theirs.OUTPUT_TYPE == "multiple_choice":
             return _choice_row(theirs, doc, delimiter)
+        if theirs.OUTPUT_TYPE == "loglikelihood":
+            return _target_row(theirs, doc)
         return _answer_row(theirs, doc, delimiter, max_tokens)
 
     return [_made(row, doc, f"{name}, row {i}") for i, doc in enumerate(theirs.eval_docs)]
@@ -122,6 +124,13 @@ def _stem(text: str, delimiter: str) -> str:
             f"{delimiter!r}; give from_lm_eval delimiter={text[len(text.rstrip()) :]!r} if all rows do"
         )
     return stem
+
+
+def _target_row(theirs: Any, doc: Any) -> dict[str, Any]:
+    """A target that is scored and not written; white space at the end of a prompt moves to it, as in lm-eval."""
+    question = _question(theirs, doc)
+    target = question[len(question.rstrip()) :] + theirs.doc_to_target(doc)
+    return {"prompt": question.rstrip(), "references": [target], "max_tokens": 0}
 
 
 def _answer_row(theirs: Any, doc: Any, delimiter: str, max_tokens: int | None) -> dict[str, Any]:

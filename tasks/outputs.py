@@ -69,7 +69,8 @@ class Choice:
 class Answer:
     """A question answered in free text up to `stop` (one string or several) or `max_tokens`.
 
-    The best of several references counts."""
+    The best of several references counts. With max_tokens=0 nothing is generated: whether each token of a reference is
+    the model's first choice decides."""
 
     prompt: str
     references: str | Sequence[str]
@@ -83,9 +84,9 @@ class Answer:
         if not references or not all(isinstance(reference, str) and reference.strip() for reference in references):
             raise TaskError(f"Answer: references must be one or more non-empty strings, got {self.references!r}")
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        if not all(isinstance(mark, str) and mark for mark in stop) or self.max_tokens < 1:
+        if not all(isinstance(mark, str) and mark for mark in stop) or self.max_tokens < 0:
             raise TaskError(
-                f"Answer: stop must be None, a non-empty string or several, and max_tokens at least 1, "
+                f"Answer: stop must be None, a non-empty string or several, and max_tokens at least 0, "
                 f"got stop={self.stop!r}, max_tokens={self.max_tokens}"
             )
         object.__setattr__(self, "references", references)

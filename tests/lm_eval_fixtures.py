@@ -153,6 +153,12 @@ ROLLING = {
         metric("bits_per_byte", "bits_per_byte", False),
     ],
 }
+TARGET = {
+    "output_type": "loglikelihood",
+    "doc_to_text": "{{question}}",
+    "doc_to_target": "{{target}}",
+    "metric_list": [metric("acc"), metric("perplexity", "perplexity", False)],
+}
 ANSWER = {
     "output_type": "generate_until",
     "doc_to_text": "{{question}}",

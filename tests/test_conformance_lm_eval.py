@@ -21,6 +21,7 @@ from lm_eval_fixtures import (
     CHOICE,
     CONTEXT,
     ROLLING,
+    TARGET,
     adding_begin_of_text,
     llama,
     metric,
@@ -226,7 +227,8 @@ def evaluated(built, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tasks")
     prompts = sentences(12, seed=5)
     stop = ANSWER["generation_kwargs"]["until"]
-    said = [text.lstrip() for text in theirs_said(built.hflm, prompts, stop)]
+    written = theirs_said(built.hflm, prompts, stop)
+    said = [text.lstrip() for text in written]
     # Every other answer is what the model will say, as far as that can be an answer at all.
     answers = [text if i % 2 and text.strip() == text != "" else "home" for i, text in enumerate(said)]
     assert answers.count("home") < 10
@@ -236,7 +238,12 @@ def evaluated(built, tmp_path_factory):
     write_task(folder, "rolling", rows_of_texts(), **ROLLING)
     rows = [{"question": prompt, "answer": text} for prompt, text in zip(prompts, answers, strict=True)]
     write_task(folder, "said", rows, **ANSWER)
-    names = ["choice", "shown", "said"]
+    # A single token is most likely read as it was written.
+    first = [built.tokenizer.decode(built.tokenizer(text)["input_ids"][:1]) for text in written]
+    targets = [text if i % 4 and text.strip() else " home" for i, text in enumerate(first)]
+    rows = [{"question": prompt, "target": text} for prompt, text in zip(prompts, targets, strict=True)]
+    write_task(folder, "target", rows, **TARGET)
+    names = ["choice", "shown", "said", "target"]
     plain = ["rolling"]  # read without add_bos_token: see test_rolling
     found = [(built.hflm, names), (hflm(built.model, built.tokenizer), plain)]
     results = [evaluate(lm, folder, tasks) for lm, tasks in found]
@@ -307,6 +314,15 @@ def test_generation_metrics(ours, evaluated):
     assert [text.strip() == target for text, target in zip(samples.generation, wanted, strict=True)] == [
         sample["exact_match"] == 1 for sample in theirs
     ]
+
+
+def test_target_metrics(ours, evaluated):
+    samples, scores = our_scores(ours, evaluated.folder, "target")
+    found = [sample["resps"][0][0] for sample in by_document(evaluated.samples["target"])]
+    assert samples.generation.isna().all() and math.isnan(scores.value["edit_similarity"])
+    assert [row[0] for row in samples.logprobs] == pytest.approx([logprob for logprob, _ in found], abs=1e-4)
+    share = evaluated.results["target"]["acc,none"]
+    assert 0 < share < 1 and scores.value["exact_match"] == share
 
 
 # ---- Our model inside lm-eval ----

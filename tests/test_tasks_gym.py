@@ -332,7 +332,7 @@ KNOWN = "Known: allow_negation, max_digits, max_terms, min_digits, min_terms, nu
             {"stop": ["\n", "1", "2", "3", "4", "5", "6", "7", "8", "9", "0"]},
             "so no model could give it; give another, as in stop='\\n\\n', join='\\n\\n'",
         ),
-        ({"stop": ""}, "Answer: stop must be None, a non-empty string or several, and max_tokens at least 1"),
+        ({"stop": ""}, "Answer: stop must be None, a non-empty string or several, and max_tokens at least 0"),
     ],
 )
 def test_what_the_generator_does_not_have_is_one_clear_line(arguments: dict, message: str) -> None:

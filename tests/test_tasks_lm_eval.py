@@ -138,8 +138,8 @@ def test_answers_keep_every_stop_every_reference_and_the_number_of_tokens(tmp_pa
     document = document_by_row(task)[1]
     assert document.doc == Answer("the dog", ("dog runs", "home"), stop=("\n", " old"), max_tokens=12)
     assert from_lm_eval("said", include_path=tmp_path, max_tokens=3).documents()[0].max_tokens == 3
-    with pytest.raises(TaskError, match="max_tokens at least 1"):
-        from_lm_eval("said", include_path=tmp_path, max_tokens=0).documents()
+    with pytest.raises(TaskError, match="max_tokens at least 0"):
+        from_lm_eval("said", include_path=tmp_path, max_tokens=-1).documents()
 
 
 def test_case_that_the_yaml_ignores_is_ignored_here(tmp_path):
@@ -181,7 +181,7 @@ def test_a_task_file_finds_its_tasks_without_reading_their_data(tmp_path, monkey
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"output_type": "loglikelihood"}, "output type 'loglikelihood' has no counterpart"),
+        ({"output_type": "chat"}, "output type 'chat' has no counterpart"),
         ({"doc_to_image": "picture"}, "images or sounds"),
         (ANSWER | {"generation_kwargs": {"do_sample": True}}, "here decoding is greedy"),
         (ANSWER | {"generation_kwargs": {"temperature": 0.7}}, "here decoding is greedy"),

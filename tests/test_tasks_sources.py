@@ -169,7 +169,11 @@ WRONG_FILES: list[tuple[str, str | bytes, str]] = [
     ("a.csv", 'a\n1\n"x" y\n', "a.csv, line 3: ',' expected after '\"'; a field that begins with a quote must be"),
     ("a.csv", 'a\n1\n"x\ny\n', "a.csv, line 3: unexpected end of data; a field that begins with a quote must be"),
     ("a.csv.gz", "a\n1\n", "cannot read the data file {path}: Not a gzipped file"),
-    ("a.csv.gz", gzip.compress(b"a\n1\n", mtime=0)[:-9], "cannot read the data file {path}: Compressed file ended before"),
+    (
+        "a.csv.gz",
+        gzip.compress(b"a\n1\n", mtime=0)[:-9],
+        "cannot read the data file {path}: Compressed file ended before",
+    ),
     ("a.parquet", "a\n1\n", "cannot read the data file {path}: "),
 ]
 

@@ -27,6 +27,7 @@ def provenance(page: Tables) -> dict[str, Any]:
                 versions[key].append(str(value))
     built_in = (Path(__file__).parent.parent / "sweeps" / f"{page.name}.toml").is_file()
     source = page.name if built_in else f"{page.name}.toml"
+    made_here = not page.imported and not page.spec.get("evaluated")
     drawn_with = {p: metadata.version(p) for p in ("numpy", "pandas", "matplotlib", "seaborn", "jinja2")}
     steps = [f"analyze {page.folder}", f"report {page.folder}"]
     weights = page.runs[page.runs["weights_digest"].notna()]
@@ -36,7 +37,7 @@ def provenance(page: Tables) -> dict[str, Any]:
         "drawn_with": ", ".join(f"{key} {value}" for key, value in drawn_with.items()),
         "weights": weights[["run_id", "step", "weights_digest"]].to_dict("records"),
         "tasks": page.tasks,
-        "commands": [f"harness {step}" for step in ([] if page.imported else [f"sweep {source}"]) + steps],
+        "commands": [f"harness {step}" for step in ([f"sweep {source}"] if made_here else []) + steps],
         "imported": page.imported,
         "spec": json.dumps(page.spec, indent=2, ensure_ascii=False, default=str),
     }
