@@ -344,7 +344,7 @@ def test_adapter(built, evaluated, tmp_path):
     lm = EmergenceLM.create_from_arg_string(
         f"pretrained={tmp_path},batch_tokens=512,bos={built.bos}", {"batch_size": 4}
     )
-    found = evaluate(lm, evaluated.folder, ["choice", "shown", "rolling", "said", "last"])
+    found = evaluate(lm, evaluated.folder, ["choice", "shown", "rolling", "said", "target", "last"])
     expected = evaluated.results | evaluate(built.hflm, evaluated.folder, ["last"])["results"]
     for name, values in expected.items():
         for key, value in values.items():

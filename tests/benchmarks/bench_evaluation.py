@@ -223,6 +223,20 @@ def measure(case: Case, ours: TransformerLM, rivals: dict[Any, Any], repeat: int
     }
 
 
+HEAD = (
+    "| case | model | vocabulary | ours, s | lm-eval, s (batch) | ratio | largest difference |",
+    "|---|---|---|---|---|---|---|",
+)
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row of the Markdown table."""
+    return (
+        f"| {row['name']} | {row['model']} | {row['vocab']:,} | {row['ours_s']:.3f} | {row['lm_eval_s']:.3f} "
+        f"({row['lm_eval_batch_size']}) | {row['ratio']:.2f} | {row['max_abs_diff']:.1e} |"
+    )
+
+
 def described(found: list[dict[str, Any]]) -> dict[str, Any]:
     packages = ("torch", "transformers", "tokenizers", "lm_eval")
     return {
@@ -251,8 +265,7 @@ def main() -> None:
 
     sizes = options.sizes.split(",")
     found = []
-    print("| case | model | vocabulary | ours s | lm-eval s (batch) | ratio | largest difference |")
-    print("|---|---|---|---|---|---|---|")
+    print("\n".join(HEAD))
     for size, vocab_size in [(sizes[0], 50_304), (sizes[0], 512), *((size, 50_304) for size in sizes[1:])]:
         n_layer, d_model = map(int, size.split("x"))
         model, tokenizer = model_of(vocab_size, d_model, n_layer), tokenizer_of(vocab_size)
@@ -269,13 +282,13 @@ def main() -> None:
                 continue
             row = {"model": size, "vocab": vocab_size} | measure(case, ours, rivals, options.repeat)
             found.append(row)
-            print(
-                f"| {row['name']} | {size} | {vocab_size} | {row['ours_s']:.3f} | {row['lm_eval_s']:.3f} "
-                f"({row['lm_eval_batch_size']}) | {row['ratio']:.1f} | {row['max_abs_diff']:.1e} |",
-                flush=True,
-            )
+            print(line(row), flush=True)
             if options.out:
-                options.out.write_text(json.dumps(described(found), indent=1) + "\n")
+                record = described(found)
+                options.out.write_text(json.dumps(record, indent=1) + "\n")
+                made_by = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+                table = "\n".join([f"{record['device']}; {made_by}.", "", *HEAD, *map(line, found)])
+                options.out.with_suffix(".md").write_text(table + "\n")
 
 
 if __name__ == "__main__":
