@@ -23,15 +23,17 @@ class Budget:
         sizes: Callable[[int], tuple[int, ...]],
         cost: Callable[..., int],
         work: Callable[[list[int]], None],
+        *,
+        most: int | None = None,
     ) -> None:
-        """Call `work` on runs of `items` whose cost stays within the budget; one item always may.
+        """Call `work` on runs of at most `most` items whose cost stays within the budget; one item always may.
 
         An item has `sizes`; a batch costs `cost(rows, *sizes)` tokens at the largest of each. Raises SpecError when
         memory does not suffice for one item."""
         begin = 0
         while begin < len(items):
             end, largest = begin + 1, sizes(items[begin])
-            while end < len(items):
+            while end < min(len(items), begin + (most or len(items))):
                 more = tuple(map(max, largest, sizes(items[end])))
                 if cost(end + 1 - begin, *more) > self.tokens:
                     break

@@ -73,7 +73,7 @@ def decode(
         for length in sorted({len(prompt) for prompt in prompts}, reverse=True):
             members = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
             members.sort(key=lambda i: -max_tokens[i])
-            budget.run(members, sizes, _cost, work)
+            budget.run(members, sizes, _cost, work, most=network.most_rows)
         return found
     for n_past, members in shared_beginnings(prompts, [len(prompt) - 1 for prompt in prompts]):
 

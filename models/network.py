@@ -14,6 +14,7 @@ from transformers.cache_utils import DynamicLayer
 
 from models.spec import SpecError
 
+_PROBED = 10  # tokens of the longest row that a probe reads
 Past = list[tuple[Tensor, Tensor]]  # keys and values (1, H, P, D) of every layer
 
 
@@ -73,10 +74,15 @@ class Network:
         embeddings: Any = model.get_input_embeddings()
         self.vocab_size, self.d_model = (int(n) for n in embeddings.weight.shape)
         self._scale = float(getattr(model.config, "logits_scaling", 1.0))
+        self._room = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or _PROBED
         self.head_is_plain = True
         self.head_is_plain = self._head_agrees()
-        self.sharing: Literal["tree", "rows"] = "tree" if self._layers_are_plain() and self._tree_agrees() else "rows"
-        self.caches = self.sharing == "tree" or self._cache_agrees()  # else generation reads all tokens at every step
+        # Rotations that are chosen by the longest row of a batch would make each row's score depend on the others.
+        self.most_rows = 1 if self._rotates_by_length() else None  # of a batch
+        probed = self._room >= _PROBED and self.most_rows is None
+        plain = probed and self._layers_are_plain() and self._tree_agrees()
+        self.sharing: Literal["tree", "rows"] = "tree" if plain else "rows"
+        self.caches = plain or (probed and self._cache_agrees())  # else generation reads all tokens at every step
 
     def features(self, ids: Tensor, **inputs: Any) -> Tensor:
         """What `logits` reads: hidden states (B, T, d), or logits (B, T, V) where the head is not a plain product."""
@@ -128,13 +134,18 @@ class Network:
         nearly straight where logits are small, so its name is asked for too."""
         if getattr(self.model.config, "final_logit_softcapping", None) is not None:
             return False
-        ids = self._some_ids(1, 4)
+        ids = self._some_ids(1, min(4, self._room))
         expected = self.model(input_ids=ids, use_cache=False).logits.float()
         try:
             found = self.logits(self.features(ids))
         except (AttributeError, TypeError, RuntimeError):  # no base model or head of the usual names
             return False
         return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+    def _rotates_by_length(self) -> bool:
+        rope = getattr(self.model.config.get_text_config(decoder=True), "rope_parameters", None) or {}
+        kinds = [rope, *(part for part in rope.values() if isinstance(part, dict))]  # some have one for each layer type
+        return any(kind.get("rope_type") in ("longrope", "dynamic") for kind in kinds)
 
     def _layers_are_plain(self) -> bool:
         """Whether every layer attends to all that came before, over keys and values: what a window or a recurrent

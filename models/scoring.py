@@ -103,7 +103,7 @@ def score(
         members = sorted(members, key=lambda i: (not rows[i].nodes, -len(rows[i].trunk) - len(rows[i].nodes)))
         n_trees = sum(bool(rows[i].nodes) for i in members)
         for part in (members[:n_trees], members[n_trees:]):
-            budget.run(part, lambda i: (len(rows[i].trunk), len(rows[i].nodes)), cost, work)
+            budget.run(part, lambda i: (len(rows[i].trunk), len(rows[i].nodes)), cost, work, most=network.most_rows)
     return found
 
 

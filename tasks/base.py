@@ -273,12 +273,25 @@ class Task:
                 )
             yield i, doc
 
-    def _draw(self, rng: np.random.Generator, level: dict[str, Any], split: str, *, number: int | None = None) -> Doc:
-        """The first draw that belongs to the split and, for a balanced task, has the answer that is due."""
+    def _draw(
+        self,
+        rng: np.random.Generator,
+        level: dict[str, Any],
+        split: str,
+        *,
+        number: int | None = None,
+        source: Any = None,
+    ) -> Doc:
+        """The first draw that belongs to the split, is not of `source` and, for a balanced task, has the answer due."""
         if self.data is not None:
             rows = self.rows if split == "evaluation" else self.example_rows
-            row = rows[int(rng.integers(len(rows)))]
-            return self._call(row, level, row.where)
+            for _ in range(prompting.MAX_REDRAWS):
+                row = rows[int(rng.integers(len(rows)))]
+                if not self._is_of(source, row):
+                    return self._call(row, level, row.where)
+            raise TaskError(
+                f"task {self.name!r}: no example is of another {self.cluster} than {source!r}; give examples="
+            )
         for _ in range(prompting.MAX_REDRAWS):
             doc = self._call(rng, level, split)
             if not self.shared and identity.held_out(doc.content) != (split == "evaluation"):
@@ -353,16 +366,27 @@ class Task:
             return None
         row = self.rows[doc_id]
         try:
-            return str(row[self.cluster])
+            value = row[self.cluster]
+            # A row that names no source has one of its own.
+            return str(value) if _is_known(value) else f"row {doc_id}"
         except TaskError as error:
             raise TaskError(f"{row.where}: task {self.name!r}: {error}") from error
 
     def _shots(self, doc: Doc, level: dict[str, Any], key: tuple[object, ...], doc_id: int) -> list[Doc]:
+        # An example from the document's own source could state its answer.
+        source = self.rows[doc_id].get(self.cluster) if self.cluster else None
         if self.fixed_shots and self.examples is not None:  # the author chose them, and their order
-            listed = (self._call(row, level, row.where) for row in self.example_rows)
+            listed = (self._call(row, level, row.where) for row in self.example_rows if not self._is_of(source, row))
             return list(itertools.islice((shot for shot in listed if shot.content != doc.content), self.shots))
+
+        def draw(rng: np.random.Generator) -> Doc:
+            return self._draw(rng, level, "train", source=source)
+
         own = () if self.fixed_shots else (doc_id,)
-        return prompting.draw_shots(doc, self.shots, (*key, *own), lambda rng: self._draw(rng, level, "train"))
+        return prompting.draw_shots(doc, self.shots, (*key, *own), draw)
+
+    def _is_of(self, source: Any, row: Mapping[str, Any]) -> bool:
+        return self.cluster is not None and _is_known(source) and row.get(self.cluster) == source
 
 
 def task(
@@ -447,6 +471,10 @@ def task(
         )
 
     return decorate
+
+
+def _is_known(source: Any) -> bool:
+    return source is not None and source == source and source != ""  # NaN is unequal to itself
 
 
 def _combinations(grid: Mapping[str, tuple[Any, ...]]) -> list[dict[str, Any]]:

@@ -28,7 +28,16 @@ from models.tokenizer import BOS_TOKEN_ID
 CONTEXT = 24
 LINES = ["copy s r e l -> s r e l\n", "sort 4 1 7 -> 1 4 7\n", "the good city is good, good\n"]
 TREES = ("granite", "llama", "gpt_neox", "gpt2", "qwen2")  # the others see windows, or positions of their own
-NAMES = (*TREES, "mistral", "gemma2", "bloom")
+NAMES = (*TREES, "mistral", "gemma2", "bloom", "longrope")
+# From 12 tokens on every position turns otherwise, the first ones too.
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10_000.0,
+    "original_max_position_embeddings": 12,
+    "factor": 2.0,
+    "short_factor": [1.0] * 4,
+    "long_factor": [2.0, 3.0, 4.0, 5.0],
+}
 _PIECES = ["copy", " s", " r", " the", " good", " city", "\n", " 4", " \u00e9", "\u4e2d\u6587", "go", "od", " "]
 
 
@@ -52,6 +61,7 @@ def make(name):
         "mistral": (MistralConfig, MistralForCausalLM, {"num_key_value_heads": 2, "sliding_window": 5}),
         "gemma2": (Gemma2Config, Gemma2ForCausalLM, {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 5}),
         "bloom": (BloomConfig, BloomForCausalLM, {}),
+        "longrope": (LlamaConfig, LlamaForCausalLM, {"num_key_value_heads": 1, "rope_parameters": LONGROPE}),
     }[name]
     if name not in ("gpt2", "bloom"):
         more = more | {"intermediate_size": 32}

@@ -281,6 +281,17 @@ def test_a_model_that_ignores_masks_or_positions_is_run_row_by_row(tokenizer):
             assert [s.logprob for s in found] == pytest.approx([s.logprob for s in wanted], abs=1e-4)
 
 
+def test_a_model_of_three_positions_is_scored_as_the_reference_does(tokenizer):
+    config = model_zoo.GPT2Config(vocab_size=300, n_embd=16, n_layer=2, n_head=2, n_positions=3)
+    model = model_zoo.GPT2LMHeadModel(config).eval()
+    asked = [("the", [" good", " city"]), ("", ["copy"])]
+    fast, plain = TransformerLM(model, tokenizer), ReferenceLM(model, tokenizer)
+    found, expected = fast.loglikelihood(asked), plain.loglikelihood(asked)
+    assert fast.sharing == "rows"
+    for one, other in zip(sum(found, []), sum(expected, []), strict=True):
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+
+
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: x")]
 )

@@ -214,7 +214,8 @@ def test_more_shots_than_rows_are_refused(tmp_path: Path) -> None:
 
 
 ROWS = """
-ROWS = [{"q": f"question {i}", "a": f"answer {i}", "page": i // 2} for i in range(6)]
+GAPS = ["1", "1", "", None, float("nan"), "2"]
+ROWS = [{"q": f"question {i}", "a": f"answer {i}", "page": i // 2, "all": 1, "gap": GAPS[i]} for i in range(6)]
 SHOWN = [{"q": "question 3", "a": "answer 3"}] + [{"q": f"example {i}", "a": f"shown {i}"} for i in range(3)]
 
 from tasks import Answer, task
@@ -272,6 +273,20 @@ def test_a_cluster_is_read_from_the_row_of_each_document(tmp_path: Path) -> None
     assert found == {i: str(i // 2) for i in range(6)}
     with pytest.raises(TaskError, match=r"asked, row \d.*no field 'pages', did you mean 'page'"):
         asked(tmp_path, 'cluster="pages"').documents()
+
+
+def test_no_example_is_of_the_documents_own_cluster(tmp_path: Path) -> None:
+    for options in ('cluster="page"', 'cluster="page", fixed_shots=True'):
+        for document in asked(tmp_path, options).documents():
+            pages = {int(shot.split()[1]) // 2 for shot in document.shots}
+            assert document.doc_id // 2 not in pages and len(document.shots) == 2
+    with pytest.raises(TaskError, match="no example is of another all than 1; give examples="):
+        asked(tmp_path, 'cluster="all"').documents()
+
+
+def test_a_row_without_a_cluster_is_one_of_its_own(tmp_path: Path) -> None:
+    found = {d.doc_id: d.cluster for d in asked(tmp_path, 'cluster="gap"').documents()}
+    assert found[0] == found[1] == "1" and [found[i] for i in (2, 3, 4)] == ["row 2", "row 3", "row 4"]
 
 
 @pytest.mark.parametrize("options", ["examples=shown", "fixed_shots=True", 'preamble="x"'])
