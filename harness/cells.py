@@ -41,8 +41,10 @@ def cells(samples: pd.DataFrame, documents: pd.DataFrame, tasks: list[dict[str, 
         for a, b in zip(starts, [*starts[1:], len(rows)], strict=True):
             # Results from before a task could choose how it is scored do not say how.
             scoring = {key: known[name][key] for key in ("language", "normalize") if key in known[name]}
-            cell = Cell(**{key: value[a:b] for key, value in columns.items()}, **scoring)
-            yield known[name], level, str(ids[a]), int(steps[a]), rows.iloc[a:b], cell
+            values = {key: value[a:b] for key, value in columns.items()}
+            if any(np.isnan(values[name]).any() for name in JUDGED if name in values):
+                values |= dict.fromkeys(JUDGED)  # the judge does not read its own text
+            yield known[name], level, str(ids[a]), int(steps[a]), rows.iloc[a:b], Cell(**values, **scoring)
 
 
 def _columns(rows: pd.DataFrame, docs: pd.DataFrame, place: np.ndarray, where: str) -> dict[str, Any]:
@@ -75,7 +77,7 @@ def _columns(rows: pd.DataFrame, docs: pd.DataFrame, place: np.ndarray, where: s
     if "cluster" in docs and docs["cluster"].notna().all():
         columns["clusters"] = pd.factorize(docs["cluster"])[0][place]
     for name in JUDGED:
-        if name in rows and rows[name].notna().all():
+        if name in rows and rows[name].notna().any():
             columns[name] = rows[name].to_numpy(dtype=float)
     return columns
 

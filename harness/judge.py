@@ -1,7 +1,8 @@
 """Score what every model wrote under one judge, the largest model of the family: a proxy of fluency.
 
 A judge of the same family knows no more of the language than the corpus taught it, and it likes bland and repetitive
-text: the number compares sizes with each other, not a text with good writing."""
+text: the number compares sizes with each other, not a text with good writing. Its own text, which it wrote because it
+likes it best, is not read."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ def unjudged(folder: Path, judge: Cell, cells: Iterable[Cell], tasks: Sequence[d
     return [
         cell
         for cell in cells
-        if any(
+        if cell[0] != judge[0]
+        and any(
             is_part(samples_path(folder, *cell, task["name"], task["digest"]))
             and not is_part(judged_path(folder, *judge, *cell, task["name"], task["digest"]))
             for task in judged_tasks(tasks)
