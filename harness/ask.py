@@ -4,7 +4,6 @@ Scores are not computed here: what is stored is what the model said, so that any
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,12 +16,10 @@ import pandas as pd
 from harness.store import DOCUMENTS, SAMPLES, samples_path, write_table
 from tasks.base import Document, Task
 from tasks.prompting import drop_shots
+from tasks.text import sentence_spans, word_spans
 
 if TYPE_CHECKING:  # the driver of a sweep writes documents without torch
     from models.lm import LanguageModel, TextScored
-
-_WORD = re.compile(r"\S+")
-_SENTENCE = re.compile(r"[^.!?\n]+[.!?]*")
 
 
 class Reads(Protocol):
@@ -92,6 +89,7 @@ def ask_tasks(
                 step=step,
                 task_digest=asked.digest,
                 alone=asked.task.needs("alone"),
+                language=asked.task.language,
             )
         except (ValueError, RuntimeError) as error:
             failures[asked.task.name] = str(error)
@@ -141,16 +139,25 @@ def questions(documents: Iterable[Document], model: Reads) -> list[Question]:
 
 
 def answer(
-    model: LanguageModel, asked: Sequence[Question], *, run_id: str, step: int, task_digest: str, alone: bool = False
+    model: LanguageModel,
+    asked: Sequence[Question],
+    *,
+    run_id: str,
+    step: int,
+    task_digest: str,
+    alone: bool = False,
+    language: str = "en",
 ) -> pd.DataFrame:
     """Return the samples of one task: a frame with the columns of store.SAMPLES, in document order.
 
-    `alone`: also score the continuations without their prompts, for metrics that compare the two."""
+    `alone`: also score the continuations without their prompts, for metrics that compare the two. `language`: what
+    counts as a word and a sentence of a text."""
     documents = [question.document for question in asked]
     output = documents[0].output
     rows: list[dict[str, Any]]
     if output == "Text":
-        rows = [_text_row(d.continuations[0], s) for d, s in zip(documents, _rolling(model, documents), strict=True)]
+        scores = zip(documents, _rolling(model, documents), strict=True)
+        rows = [_text_row(d.continuations[0], s, language) for d, s in scores]
     else:
         scored = model.loglikelihood([(d.prompt, d.continuations) for d in documents])
         rows = [
@@ -195,7 +202,7 @@ def _rolling(model: LanguageModel, documents: Sequence[Document]) -> list[TextSc
     return model.loglikelihood_rolling([d.continuations[0] for d in documents])
 
 
-def _text_row(text: str, scored: TextScored) -> dict[str, Any]:
+def _text_row(text: str, scored: TextScored, language: str) -> dict[str, Any]:
     right = np.ones(len(text), dtype=bool)  # characters inside tokens that were the model's first choice
     for (start, end), greedy in zip(scored.token_spans, scored.token_greedy, strict=True):
         right[start:end] &= greedy
@@ -210,7 +217,6 @@ def _text_row(text: str, scored: TextScored) -> dict[str, Any]:
         "chars": len(text),
         "chars_greedy": int(right.sum()),
     }
-    for unit, pattern in (("words", _WORD), ("sentences", _SENTENCE)):
-        spans = [match.span() for match in pattern.finditer(text)]
+    for unit, spans in (("words", word_spans(text, language)), ("sentences", sentence_spans(text, language))):
         row |= {unit: len(spans), f"{unit}_greedy": sum(bool(right[a:b].all()) for a, b in spans)}
     return row

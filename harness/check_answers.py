@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import combinations, permutations
 
 import numpy as np
 
 from tasks.base import MAX_DRAWS_PER_DOCUMENT, Answer, Choice, Document, Task
 from tasks.metrics import HEADLINES, METRICS, Cell
-from tasks.text import NORMALIZATIONS
+from tasks.text import normalization, normalized, places
 
 ALPHA = 0.01  # a bias is named where luck gives one as large less often than this, over all that were tried
 EXCESS = 0.05  # and where it is worth at least this much above chance
+SURE, SMALL = 1e-4, 0.02  # a smaller one, where luck hardly ever gives it
 OFFERED = 0.05  # an answer text counts as a constant answer where this share of the documents offers it
 REDRAWS = 499  # sets of right answers drawn evenly, where no closed form says what luck gives
 MOST_TEXTS = 50  # answer texts that are listed, the most frequent first
@@ -58,6 +61,8 @@ class LevelCheck:
     n_answers: int  # different answer texts
     baselines: tuple[Baseline, ...]
     declared: float | None  # share that the task declares a shortcut to get right
+    n_merged: int  # pairs of references of different documents that the normalisation makes equal
+    merged: tuple[str, str] | None  # the first of them
     n_unmatchable: int  # documents no reference of which survives its own stop
     n_wordy: int  # documents every reference of which has more words than max_tokens
     longest_bytes: int  # of all continuations
@@ -71,7 +76,8 @@ def check_level(task: Task, level: str, documents: Sequence[Document], wanted: i
     positions = Counter(document.answer for document in documents if document.answer is not None)
     choices = [doc for doc in docs if isinstance(doc, Choice)]
     answers = [doc for doc in docs if isinstance(doc, Answer)]
-    normalize = NORMALIZATIONS[task.normalize]
+    normalize = partial(normalized, task.normalize)
+    merged = list(_merged(answers, normalize))
     n = len(documents)
     return LevelCheck(
         level=level,
@@ -86,7 +92,9 @@ def check_level(task: Task, level: str, documents: Sequence[Document], wanted: i
         n_answers=len(gold),
         baselines=tuple(choice_baselines(choices) if choices else answer_baselines(answers, normalize)),
         declared=task.shortcuts().get(level, {}).get(_share_metric(task)),
-        n_unmatchable=sum(not any(_survives(d, text, normalize) for text in d.continuations) for d in documents),
+        n_merged=len(merged),
+        merged=merged[0] if merged else None,
+        n_unmatchable=sum(not any(_survives(d, text, task.normalize) for text in d.continuations) for d in documents),
         n_wordy=sum(min(len(r.split()) for r in doc.references) > doc.max_tokens for doc in answers),
         longest_bytes=max(len(text.encode()) for document in documents for text in document.bare),
         max_tokens=max((doc.max_tokens for doc in answers), default=None),
@@ -119,6 +127,27 @@ def _contradicted(docs: Iterable[object], normalize: Callable[[str], str]) -> in
     return sum(len(group) - max(Counter(text for texts in group for text in texts).values()) for group in groups)
 
 
+def _bare(reference: str) -> str:
+    """A reference in lower case without articles, unless there is nothing else, and with single spaces."""
+    words = reference.lower().split()
+    return " ".join([word for word in words if word not in ("a", "an", "the")] or words)
+
+
+def _merged(docs: Iterable[Answer], normalize: Callable[[str], str]) -> Iterator[tuple[str, str]]:
+    """Pairs of references that differ by more than case, white space and articles and are equal once normalised.
+
+    Those that one document accepts beside each other are meant to be equal."""
+    meant: dict[str, set[str]] = defaultdict(set)  # what is compared -> the references that come to it
+    together: set[tuple[str, str]] = set()
+    for doc in docs:
+        texts = {_bare(reference) for reference in doc.references}
+        together.update(permutations(texts, 2))
+        for text in texts:
+            meant[normalize(text)].add(text)
+    for texts in meant.values():
+        yield from (pair for pair in combinations(sorted(texts), 2) if pair not in together)
+
+
 def chance_levels(task: Task, documents: Sequence[Document]) -> dict[str, float | None]:
     """The chance level of every metric on these documents, read off answers that are all equally likely."""
     sizes = np.array([len(document.continuations) for document in documents])
@@ -145,11 +174,12 @@ def chance_levels(task: Task, documents: Sequence[Document]) -> dict[str, float 
     return {name: METRICS[name].chance(cell) for name in task.metrics}
 
 
-def _survives(document: Document, continuation: str, normalize: Callable[[str], str]) -> bool:
+def _survives(document: Document, continuation: str, name: str) -> bool:
     """Whether writing the continuation word for word counts as a match once it is cut at the stop strings."""
     if document.output != "Answer":
         return True
     cut = min((place for stop in document.stop if (place := continuation.find(stop)) >= 0), default=len(continuation))
+    normalize = normalization(name, continuation)
     return normalize(continuation[:cut]) == normalize(continuation)
 
 
@@ -196,13 +226,25 @@ def extremes(lengths: Sequence[Sequence[int]]) -> tuple[Picks, Picks]:
     )
 
 
+def mentions(docs: Sequence[Choice]) -> tuple[Picks, Picks]:
+    """The choice of each document that its prompt mentions first, and last; all of them where it mentions none."""
+    first, last = [], []
+    for doc in docs:
+        found = [list(places(choice, doc.context)) for choice in doc.choices]
+        named = [i for i, where in enumerate(found) if where]
+        everything = tuple(range(len(doc.choices)))
+        first.append((min(named, key=lambda i: found[i][0]),) if named else everything)
+        last.append((max(named, key=lambda i: found[i][-1]),) if named else everything)
+    return first, last
+
+
 def best(solvers: Sequence[Baseline]) -> Baseline:
     return max(solvers, key=lambda baseline: baseline.score)
 
 
 def choice_baselines(docs: Sequence[Choice]) -> list[Baseline]:
-    """The best constant position, the best constant text, the longest or shortest choice, and the choice whose text is
-    right most often in the other documents."""
+    """The best constant position, in the list or among the mentions in the prompt, the best constant text, the longest
+    or shortest choice, and the choice whose text is right most often in the other documents."""
 
     def at(doc: Choice, place: int) -> tuple[int, ...]:
         return (place,) if 0 <= place < len(doc.choices) else tuple(range(len(doc.choices)))  # not there: guess
@@ -211,10 +253,16 @@ def choice_baselines(docs: Sequence[Choice]) -> list[Baseline]:
         return at(doc, doc.choices.index(text) if text in doc.choices else -1)
 
     n_places = max(len(doc.choices) for doc in docs)
+    first, last = mentions(docs)
+    mentioned = any(len(pick) < len(doc.choices) for doc, pick in zip(docs, first, strict=True))
+    tried = n_places + 2 * mentioned
     positions = [
-        solver("position", f"choice {place}", [at(doc, place) for doc in docs], docs, n_places)
+        solver("position", f"choice {place}", [at(doc, place) for doc in docs], docs, tried)
         for place in range(n_places)
     ]
+    if mentioned:
+        positions.append(solver("position", "the choice mentioned first in the prompt", first, docs, tried))
+        positions.append(solver("position", "the choice mentioned last in the prompt", last, docs, tried))
     longest, shortest = extremes([[len(choice) for choice in doc.choices] for doc in docs])
     lengths = [
         solver("length", "the longest choice", longest, docs, 2),

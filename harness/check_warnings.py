@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from harness.check_answers import ALPHA, EXCESS, Baseline, Finding, LevelCheck
+from harness.check_answers import ALPHA, EXCESS, SMALL, SURE, Baseline, Finding, LevelCheck
 from harness.check_overlap import Overlap
 from harness.check_tokens import Reader, TokenCheck
 from tasks.base import Task
@@ -51,6 +51,14 @@ def level_warnings(task: Task, found: LevelCheck) -> Iterator[Finding]:
             "contradictions",
             f"{_of(found.n_contradicted, n)} contradict another of the same question: no model can pass "
             f"{1 - found.n_contradicted / n:.1%}; make the question tell its answer",
+        )
+    if found.merged:
+        one, other = (repr(text) for text in found.merged)
+        more = f" and {found.n_merged - 1} more pairs" if found.n_merged > 1 else ""
+        yield say(
+            "same references",
+            f"{one} and {other}{more} are different references, and equal once normalised: whoever writes one is right "
+            f"about the other; take another normalize= than {task.normalize!r}, or reword them",
         )
     if found.n_unmatchable:
         yield say(
@@ -179,11 +187,17 @@ def overlap_warnings(task: Task, found: Overlap) -> Iterator[Finding]:
 def _above_chance(task: Task, baseline: Baseline, level: LevelCheck, *, model: str = "") -> Iterator[Finding]:
     declared = level.declared
     known = max(baseline.chance, declared or 0.0)
-    if baseline.p is None or baseline.p >= ALPHA or baseline.score <= known + EXCESS:
+    if baseline.p is None:
+        return
+    large = baseline.p < ALPHA and baseline.score > known + EXCESS
+    # p is against chance: where more is declared, it does not tell a small excess from luck.
+    small = baseline.p < SURE and baseline.score >= known + SMALL and known == baseline.chance
+    if not (large or small):
         return
     p = f"p = {baseline.p:.2g}" if baseline.p >= 1e-4 else "p < 0.0001"
     against = f"chance {baseline.chance:.1%}, {p}" + (f", declared {declared:.1%}" if declared else "")
-    if baseline.name == "position":
+    listed = baseline.name == "position" and baseline.does.startswith("choice ")
+    if listed:
         text = (
             f"answer position {baseline.does.split()[-1]} is right in {baseline.score:.1%} of the documents ({against})"
         )
@@ -192,7 +206,9 @@ def _above_chance(task: Task, baseline: Baseline, level: LevelCheck, *, model: s
     if baseline.name == "answer":
         text = text.replace("always taking", "always writing", 1)
     remedy = _REMEDY[baseline.name]
-    if baseline.name == "position" and task.data is not None:  # balanced=True is for tasks that draw
+    if baseline.name == "position" and not listed:
+        remedy = "let the right answer stand anywhere among the choices that the prompt mentions"
+    elif listed and task.data is not None:  # balanced=True is for tasks that draw
         remedy = "shuffle the choices of every row"
     yield Finding(
         name=baseline.name,

@@ -36,17 +36,24 @@ def compare(
     tasks: Annotated[list[str] | None, typer.Option("--task", metavar="NAME", help="Only this; repeatable.")] = None,
     metrics: Annotated[
         list[str] | None,
-        typer.Option("--metric", metavar="NAME", help="Only this; repeatable. Default: headline and partner."),
+        typer.Option(
+            "--metric",
+            metavar="NAME",
+            help="Only this; repeatable. Default: headline and partner.",
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare two models document by document: differences b - a with 95 % intervals and adjusted p-values.
 
-    Sizes are compared at the lowest seed they share. Exit code 2 where a name is not known."""
+    Sizes are compared at the lowest seed they share. McNemar's p is exact and its interval approximate: near 0.05 they
+    can disagree, which a note says. Exit code 2 where a name is not known."""
     table = compare_models(results, runs=runs, sizes=sizes, step=step, tasks=tasks, metrics=metrics)
     if as_json:
         print_table(table, as_json=True)
         return
+    from harness.paired import MCNEMAR
+
     first = table.iloc[0]
     for side in ("a", "b"):
         print(f"{side}: {first[f'run_{side}']} (size {first[f'size_{side}']}) at step {first[f'step_{side}']}")
@@ -59,6 +66,9 @@ def compare(
     shown = shown.where(shown.notna(), None)
     numbers = {name: [float(f"{v:.3g}") for v in table[name]] for name in ("p", "q")}
     print_table(shown.round(4).assign(**numbers, method=table["method"]), as_json=False)
+    apart = (table["p"] <= 0.05) != ((table["lo"] > 0) | (table["hi"] < 0))
+    for row in table.loc[table["method"].eq(MCNEMAR) & apart, ["task", "level", "metric"]].itertuples(index=False):
+        print(f"note: {' '.join(filter(None, row))}: p and interval disagree on 0; p is exact", file=sys.stderr)
     for row in notes.itertuples(index=False):
         print(f"note: {' '.join(filter(None, row[:3]))}: {row[3]}", file=sys.stderr)
 

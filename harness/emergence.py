@@ -30,6 +30,7 @@ from harness.axes import AXES, KEYS, PASSED, Rows, curve_rows, make_cell
 from harness.comparison import PREFERENCE, sharp_preference
 from harness.curves import Cell, Constants, benjamini_hochberg, spread
 from harness.evidence import NO_PARTNER, Link, Partner, Surprise, item_links, metric_artefact, surprises
+from harness.foreign import judged
 from harness.seeds import Split, p_both_seen
 from harness.store import StoreError
 
@@ -209,8 +210,8 @@ def verdicts_table(
     `backtests` tells whether the largest size is a surprise, `links` whether a metric follows from its partner; without
     them, and along the checkpoints of one size, both stay unknown. `sensitivity` (JSON, empty where not asked for)
     holds the label at other sharp widths, along another scale (null where the runs have none) and without each size.
-    Raises StoreError where the table cannot be what it should be (axes)."""
-    k = constants or Constants()
+    Descriptive metrics have no verdict. Raises StoreError where the table cannot be what it should be (axes)."""
+    k, scores = constants or Constants(), judged(scores)
     scale, curves = curve_rows(scores, axis)
     k_axis = scale.constants(k)
     keys = [rows.key for rows in curves]

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student_t
 
+from harness.foreign import judged
 from harness.predictors import LOSS, MIN_FITTED, REAL, SHARE, Curves, Values, predict
 from harness.stacking import DF, STACK, crps, forecast_from
 from harness.store import StoreError
@@ -79,7 +80,10 @@ def _bounds(rows: pd.DataFrame) -> tuple[float, float]:
 
 
 def _subjects(scores: pd.DataFrame) -> list[Subject]:
-    """Return every curve of last checkpoints, by its keys. Raises StoreError where the table lacks a column."""
+    """Return every curve of last checkpoints that tells of an ability, by its keys.
+
+    Raises StoreError where the table lacks a column."""
+    scores = judged(scores)
     needed = [*KEYS, *PASSED, *_SIZE, "partner", "is_last", "higher_is_better", "value", "item_se", "chance"]
     if missing := [name for name in needed if name not in scores]:
         raise StoreError(f"the scores table lacks the column(s) {', '.join(missing)}; make it with scores_table")

@@ -10,6 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import numpy as np
+import pandas as pd
+
 from harness.store import StoreError
 from tasks.metrics import METRICS
 
@@ -31,7 +34,7 @@ class ForeignMetric:
 
     @property
     def continuous(self) -> bool:
-        return self.form != "threshold"
+        return self.form != "threshold" and not is_descriptive(self.name)
 
 
 def _known(
@@ -120,6 +123,19 @@ def base_name(metric: str) -> str:
     return metric.partition("[")[0]
 
 
+def is_descriptive(metric: str) -> bool:
+    """Whether a metric, ours or of that name, says how an answer is and not how good."""
+    base = base_name(metric)
+    return base in METRICS and METRICS[base].descriptive
+
+
+def judged(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of a table that tell of an ability: those of descriptive metrics are none to be tested."""
+    if "metric" not in scores:
+        return scores  # whoever reads it says what is missing
+    return scores[np.array([not is_descriptive(str(name)) for name in scores["metric"]], dtype=bool)]
+
+
 def describe(metric: str, declared: Mapping[str, ForeignMetric]) -> ForeignMetric | None:
     """Return what is known of a metric; None where it is neither declared nor in a table."""
     base = base_name(metric)
@@ -129,7 +145,8 @@ def describe(metric: str, declared: Mapping[str, ForeignMetric]) -> ForeignMetri
         return KNOWN[base]
     if base in METRICS:
         own = METRICS[base]
-        form = "threshold" if not own.continuous else "share" if own.bounds == _SHARE else "continuous"
+        graded = own.continuous or own.descriptive
+        form = "threshold" if not graded else "share" if own.bounds == _SHARE else "continuous"
         lm = own.outputs == ("Text",) or base == "nats_per_token"
         return ForeignMetric(
             name=base, form=form, higher_is_better=own.higher_is_better, bounds=own.bounds, language_modeling=lm
@@ -146,6 +163,8 @@ def describe(metric: str, declared: Mapping[str, ForeignMetric]) -> ForeignMetri
 
 def partner_of(metric: str, continuous: Iterable[str]) -> str | None:
     """Return the continuous metric of the same documents that a threshold metric is read against; None without one."""
+    if is_descriptive(metric):
+        return None
     there = list(continuous)
     wanted = _PARTNER_OF.get(base_name(metric), PARTNERS)
     own = METRICS[base_name(metric)].partner if base_name(metric) in METRICS else None

@@ -15,7 +15,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness.foreign import HEADLINES, PARTNERS, PERPLEXITIES, ForeignMetric, base_name, chance_of, describe, partner_of
+from harness.foreign import (
+    HEADLINES,
+    PARTNERS,
+    PERPLEXITIES,
+    ForeignMetric,
+    base_name,
+    chance_of,
+    describe,
+    is_descriptive,
+    partner_of,
+)
 from harness.imported_runs import complete_scale, identify
 from harness.scores import Z, wilson
 from harness.store import StoreError
@@ -303,6 +313,7 @@ def _headline(metrics: pd.DataFrame) -> str:
     threshold = metrics.index[~metrics["continuous"].astype(bool)]
     order = HEADLINES if len(threshold) else ("bits_per_byte", "nats_per_token", *PARTNERS)
     names = list(threshold if len(threshold) else metrics.index)
+    names = [name for name in names if not is_descriptive(name)] or names
     return min(names, key=lambda m: (order.index(base_name(m)) if base_name(m) in order else len(order), m))
 
 

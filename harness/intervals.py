@@ -10,31 +10,53 @@ from scipy.stats import norm
 from scipy.stats import t as student_t
 
 Z = float(norm.ppf(0.975))
+MIN_CLUSTERS = 3  # effective; with fewer an interval covers far less than it says, or is all there can be
 _BLOCK = 1 << 18  # weights of a bootstrap that are held at once: they stay in the processor's cache
 # 0, 1, .. 5 times this often in 256: mean 1 and variance 1 exactly, Poisson's third moment within 0.4 %.
 _TIMES = np.repeat(np.arange(6, dtype=np.float32), (94, 95, 46, 16, 4, 1))
 
 
-def wilson(successes: float, n: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share (Wilson 1927): inside [0, 1] and not empty at 0 or n successes."""
-    p, z2 = successes / n, Z * Z
-    middle, half = (p + z2 / (2 * n)), Z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+def wilson(successes: float, n: float, z: float = Z) -> tuple[float, float]:
+    """Return the 95 % interval of a share (Wilson 1927): inside [0, 1] and not empty at 0 or n successes.
+
+    z: standard errors it reaches; where the error was estimated, Student's instead of the normal's."""
+    p, z2 = min(1.0, successes / n), z * z
+    middle, half = (p + z2 / (2 * n)), z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
     return max(0.0, (middle - half) / (1 + z2 / n)), min(1.0, (middle + half) / (1 + z2 / n))
 
 
-def residual_error(residuals: np.ndarray, clusters: np.ndarray | None = None) -> tuple[float, int]:
-    """Return the standard error of an estimate whose error is the sum of residuals (m,), and its degrees of freedom.
+def standard_error(
+    residuals: np.ndarray, weights: np.ndarray, clusters: np.ndarray | None = None
+) -> tuple[float, float, float]:
+    """Return standard error, degrees of freedom and effective number of units of an estimate, a weighted mean.
 
-    Clusters (m,): residuals are summed within a cluster before they are squared, and G / (G - 1) corrects for their
-    number G (the sandwich of Liang and Zeger 1986, for a mean). NaN where there is one document or one cluster."""
-    sums = residuals if clusters is None else np.bincount(np.unique(clusters, return_inverse=True)[1], residuals)
-    g = len(sums)
-    return (float(np.sqrt(g / (g - 1) * (sums**2).sum())), g - 1) if g > 1 else (math.nan, g - 1)
+    residuals (m,): w_i (v_i - mean) / sum(w), which sum to the estimate's error; weights (m,): how much of the estimate
+    rests on each document. Units are documents, or clusters (m,), whose residuals and weights are summed; with the
+    share h_g of all weight that a unit has, its squared residual counts 1 / (1 - h_g) times (CR2 of Bell and McCaffrey
+    2002; g / (g - 1) for g equal ones), the degrees of freedom are Satterthwaite's under units whose errors are as
+    large as their weights, and the effective number is 1 / sum(h_g^2). NaN where fewer than two units count."""
+    if clusters is not None:
+        place = np.unique(clusters, return_inverse=True)[1]
+        residuals, weights = np.bincount(place, residuals), np.bincount(place, weights)
+    h = weights / weights.sum()
+    units = float(1 / (h**2).sum())
+    if units < 1 + 1e-9:
+        return math.nan, math.nan, units
+    d, v = 1 / (1 - h), h**2
+    # Residuals have the covariance diag(v) + U M U', so the two traces cost no matrix of units.
+    u, middle = np.stack([h, v], axis=1), np.array([[v.sum(), -1.0], [-1.0, 0.0]])
+    low_rank = ((u @ middle) * u).sum(axis=1)
+    inner = middle @ (u.T @ (d[:, None] * u))
+    trace = (d * (v + low_rank)).sum()
+    trace_of_square = (d**2 * v * (v + 2 * low_rank)).sum() + np.trace(inner @ inner)
+    return float(np.sqrt((d * residuals**2).sum())), float(trace**2 / trace_of_square), units
 
 
-def quantile(df: int, *, clustered: bool) -> float:
-    """Return how many standard errors a 95 % interval reaches: Student's t over clusters, of which there may be few."""
-    return float(student_t.ppf(0.975, df)) if clustered else Z
+def withheld(units: float, *, clustered: bool) -> str:
+    """Return why so few units tell no error, "" where they do."""
+    if clustered and units < MIN_CLUSTERS - 1e-9:
+        return f"no interval: the documents' sources weigh as much as {units:.1f} equal ones, fewer than {MIN_CLUSTERS}"
+    return "" if units >= 1 + 1e-9 else "no interval: it rests on one document"
 
 
 def item_interval(
@@ -42,23 +64,32 @@ def item_interval(
 ) -> tuple[float, float, float, float]:
     """Return mean, standard error and 95 % interval over documents of values (m,) with weights (m,) or None.
 
-    The mean is the ratio sum(w v) / sum(w), its error the ratio estimator's sqrt(m / (m - 1) sum(w^2 (v - mean)^2)) /
-    sum(w) (Cochran 1977, section 6.4), over cluster sums where documents come in clusters (m,). Wilson's interval where
-    every value is 0 or 1 and documents are independent; else normal, or Student's t over clusters, cut at `bounds`.
-    One document, or one cluster, gives a value without an error."""
+    The mean is the ratio sum(w v) / sum(w), its error that of `standard_error`. Student's t, cut at `bounds`; Wilson's
+    interval where values are shares, at the effective number of documents p (1 - p) / se^2 (and with normal quantiles
+    where each is 0 or 1: his own). Without any spread every unit counts as one document. Where `withheld` gives a
+    reason there is a value and no error."""
     m = len(values)
     w = np.ones(m) if weights is None else weights
     mean = float((w * values).sum() / w.sum())
-    se, df = residual_error(w * (values - mean) / w.sum(), clusters)
-    if math.isnan(se):
+    se, df, units = standard_error(w * (values - mean) / w.sum(), w, clusters)
+    if withheld(units, clustered=clusters is not None):
         return mean, math.nan, math.nan, math.nan
-    shares = weights is None and bounds == (0.0, 1.0) and bool(np.isin(values, (0.0, 1.0)).all())
-    if shares and clusters is None:
-        return mean, se, *wilson(float(values.sum()), m)
-    if shares and mean in (0.0, 1.0):  # no spread to read an error from: every cluster counts as one document
-        return mean, se, *wilson(mean * (df + 1), df + 1)
-    half = quantile(df, clustered=clusters is not None) * se
+    if bounds == (0.0, 1.0) and values.min() >= 0 and values.max() <= 1:
+        if is_zero(se, values) or not 0 < mean < 1:
+            return mean, 0.0, *wilson(mean * units, units)
+        if clusters is None and weights is None and bool(np.isin(values, (0.0, 1.0)).all()):
+            return mean, se, *wilson(float(values.sum()), m)
+        n = mean * (1 - mean) / se**2
+        if np.isin(values, (0.0, 1.0)).mean() > 0.5:  # right or wrong with a few ties: these must not narrow it
+            n = min(n, m)
+        return mean, se, *wilson(mean * n, n, float(student_t.ppf(0.975, df)))
+    half = float(student_t.ppf(0.975, df)) * se
     return mean, se, max(bounds[0], mean - half), min(bounds[1], mean + half)
+
+
+def is_zero(se: float, values: np.ndarray) -> bool:
+    """Say whether a standard error is no more than what rounding leaves of such values (n,) that are all alike."""
+    return bool(se <= 1e-12 * np.abs(values).max())
 
 
 def bootstrap(

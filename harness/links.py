@@ -26,6 +26,7 @@ from scipy.special import expit, gammaln
 from harness.cells import cells, unusable
 from harness.curve_links import curve_link, link_of_scores
 from harness.curves import Constants
+from harness.foreign import judged
 from harness.store import StoreError
 from harness.threshold import Link, judge, unknown
 from tasks.metrics import GROUP, METRICS, Cell
@@ -166,7 +167,7 @@ def links_table(
     found: dict[tuple[str, str, str], Link | str] = {}
     for task in tasks:
         for name in task["metrics"]:
-            if name in METRICS and METRICS[name].partner:
+            if name in METRICS and METRICS[name].partner and not METRICS[name].descriptive:
                 for level in [level for known, level in parts if known == task["name"]]:
                     found[task["name"], level, name] = _item_link(name, parts[task["name"], level], last)
     return _table(scores, found, constants or Constants())
@@ -206,7 +207,7 @@ def _table(scores: pd.DataFrame, found: dict[tuple[str, str, str], Link | str], 
     needed += ["item_se", "n", "chance"]
     if missing := [name for name in needed if name not in scores]:
         raise StoreError(f"the scores table lacks the column(s) {', '.join(missing)}; make it with scores_table")
-    final = scores[scores["is_last"].astype(bool)].sort_values([*_KEYS, "flops", "seed", "value"])
+    final = judged(scores[scores["is_last"].astype(bool)]).sort_values([*_KEYS, "flops", "seed", "value"])
     curves = dict(list(final.groupby(_KEYS, sort=True)))
     table = []
     for key, rows in curves.items():
@@ -214,6 +215,6 @@ def _table(scores: pd.DataFrame, found: dict[tuple[str, str, str], Link | str], 
         if bool(rows["continuous"].iloc[0]) or not isinstance(partner, str):
             continue
         link = found[key] if key in found else link_of_scores(rows, curves.get((*key[:2], partner)), k)
-        judged = unknown(link) if isinstance(link, str) else judge(link, k)
-        table.append(dict(zip(_KEYS, key, strict=True)) | {"partner": partner} | judged)
+        found_of = unknown(link) if isinstance(link, str) else judge(link, k)
+        table.append(dict(zip(_KEYS, key, strict=True)) | {"partner": partner} | found_of)
     return pd.DataFrame(table, columns=COLUMNS).astype({"holds": object})

@@ -1,6 +1,7 @@
 """Loss by position in the context, from the answers to texts: how much does reading more of a text help a model?
 
-A curve that falls further than the mean loss says is learning in context (Kaplan et al. 2020, section 3.2.1)."""
+Curves of Kaplan et al. 2020, section 3.2.1. A fall alone is no use of context: what stands later in a text may be
+easier by itself. What models of one family differ in is theirs."""
 
 from __future__ import annotations
 
@@ -10,15 +11,16 @@ import numpy as np
 import pandas as pd
 
 from harness.cells import cells, last_checkpoints, unusable
-from harness.intervals import quantile, residual_error
+from harness.intervals import item_interval
 from harness.scores import add_scale
 
+MIN_REACH = 0.5  # of the documents: a range that fewer reach is not told
 _READ = ["nats_by_position", "tokens_by_position"]
 POSITION_COLUMNS = [
     *("task", "level", "run_id", "step", "size", "n_params", "n_params_non_embedding", "seed", "tokens", "flops"),
     *("position", "position_end"),  # a token was read after at least, and at most, so many others
     *("value", "item_se", "item_lo", "item_hi"),  # nats per token; error over documents
-    *("n_tokens", "n"),  # tokens at these positions, and documents that reach them
+    *("n_tokens", "n"),  # tokens at these positions, and documents: the same ones at every range
 ]
 _ORDER = ["task", "level", "n_params", "size", "seed", "run_id", "step", "position"]
 
@@ -48,20 +50,23 @@ def positions_table(
 def by_position(nats: np.ndarray, tokens: np.ndarray, clusters: np.ndarray | None) -> list[dict[str, Any]]:
     """Return a row per range of positions from nats and tokens (n, b): mean loss, its error, how much it rests on.
 
-    Entry b counts the tokens that were read after 2**b to 2**(b + 1) - 1 others. Documents that do not reach a range
-    take no part in it."""
+    Entry b counts the tokens that were read after 2**b to 2**(b + 1) - 1 others. Every range is read off the same
+    documents, those that reach the last range which half of the documents reach: else long texts, which may be the
+    easier ones, would stand alone at the far end, and the curve fall for a model that reads no context at all."""
+    reach = (tokens > 0).mean(axis=0) >= MIN_REACH
+    if not reach.any():
+        return []
+    last = int(np.flatnonzero(reach)[-1])
+    far = tokens[:, last] > 0
     rows = []
-    for b in range(nats.shape[1]):
-        there = tokens[:, b] > 0
+    for b in range(last + 1):
+        there = far & (tokens[:, b] > 0)
         if not there.any():
             continue
-        total, reach = tokens[there, b].sum(), None if clusters is None else clusters[there]
-        value = float(nats[there, b].sum() / total)
-        se, df = residual_error((nats[there, b] - value * tokens[there, b]) / total, reach)
-        half = quantile(df, clustered=reach is not None) * se if df else np.nan
+        n, within = tokens[there, b], None if clusters is None else clusters[there]
+        value, se, low, high = item_interval(nats[there, b] / n, n, (0.0, np.inf), within)
         rows.append(
-            {"position": 2**b, "position_end": 2 ** (b + 1) - 1, "value": value, "item_se": se}
-            | {"item_lo": max(0.0, value - half) if se == se else np.nan, "item_hi": value + half}
-            | {"n_tokens": int(total), "n": int(there.sum())}
+            {"position": 2**b, "position_end": 2 ** (b + 1) - 1, "value": value}
+            | {"item_se": se, "item_lo": low, "item_hi": high, "n_tokens": int(n.sum()), "n": int(there.sum())}
         )
     return rows

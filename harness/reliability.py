@@ -9,15 +9,16 @@ import numpy as np
 import pandas as pd
 
 from harness.cells import cells, last_checkpoints, unusable
-from harness.intervals import wilson
+from harness.intervals import item_interval
 from harness.scores import add_scale
-from tasks.metrics import reliability
+from tasks.metrics import METRICS, reliability
+from tasks.metrics.choice import probabilities
 
 N_BINS = 10
 RELIABILITY_COLUMNS = [
     *("task", "level", "run_id", "step", "size", "n_params", "n_params_non_embedding", "seed", "tokens", "flops"),
     *("lower", "upper"),  # of the confidence: the probability of the likeliest choice, over the choices
-    *("n", "confidence", "accuracy", "accuracy_lo", "accuracy_hi"),  # means over n documents; Wilson's interval
+    *("n", "confidence", "accuracy", "accuracy_lo", "accuracy_hi"),  # means over n documents; interval over them
     *("ece", "ece_calibrated", "n_documents"),  # of the run: the same in each of its rows
 ]
 _BIN = ("n", "confidence", "accuracy")
@@ -38,10 +39,13 @@ def reliability_table(
         if unusable(cell):
             continue
         bins = [found for found in reliability(cell, n_bins=N_BINS) if found["n"]]
+        right, told = METRICS["acc"].function(cell)[0], probabilities(cell).max(axis=1)
         at = {"task": task["name"], "level": level, "run_id": run_id, "step": step, "n_documents": len(part)}
         at |= calibration(bins)
         for found in bins:
-            low, high = wilson(found["accuracy"] * found["n"], found["n"])
+            there = (told > found["lower"]) & ((told <= found["upper"]) | (found["upper"] >= 1))
+            clusters = None if cell.clusters is None else cell.clusters[there]
+            *_, low, high = item_interval(right[there], None, (0.0, 1.0), clusters)
             rows.append(at | found | {"accuracy_lo": low, "accuracy_hi": high})
     if not rows:
         return pd.DataFrame(columns=RELIABILITY_COLUMNS, dtype=object)

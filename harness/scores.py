@@ -13,7 +13,7 @@ import pandas as pd
 from scipy.stats import t as student_t
 
 from harness.cells import cells, unusable
-from harness.intervals import Z, item_interval, wilson
+from harness.intervals import Z, item_interval, standard_error, wilson, withheld
 from harness.store import StoreError
 from tasks.metrics import METRICS, Cell
 
@@ -118,7 +118,11 @@ def _score(name: str, cell: Cell, note: str) -> dict[str, Any]:
         return nothing | {"note": f"{lost} of {len(values)} documents have no value"}
     clusters = cell.clusters if len(values) == len(cell.logprobs) else None
     mean, se, low, high = item_interval(values, weights, METRICS[name].bounds, clusters)
-    return {"value": mean, "item_se": se, "item_lo": low, "item_hi": high, "n": len(values), "note": None}
+    w = np.ones(len(values)) if weights is None else weights
+    reason = withheld(standard_error(w, w, clusters)[2], clustered=clusters is not None) or None
+    if reason is None and (interval := METRICS[name].interval) is not None:
+        se, low, high, reason = interval(cell, mean, se)
+    return {"value": mean, "item_se": se, "item_lo": low, "item_hi": high, "n": len(values), "note": reason}
 
 
 def _chance(uniform: float | None, shortcut: float | None, higher_is_better: bool) -> tuple[float, str | None]:
@@ -137,7 +141,9 @@ def add_scale(scores: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def add_seed_intervals(scores: pd.DataFrame) -> pd.DataFrame:
-    """Add mean, SD, 95 % t interval and number over the seeds of one size and step; missing values do not count."""
+    """Add mean, SD, 95 % t interval and number over the seeds of one size and step; missing values do not count.
+
+    Intervals are cut at the metric's bounds, which imported rows give in lower_bound and upper_bound."""
     keys = ["size", "step", "task", "level", "metric"]
     found = (
         scores.groupby(keys, sort=False)["value"].agg(seed_mean="mean", seed_sd="std", n_seeds="count").reset_index()
@@ -146,7 +152,15 @@ def add_seed_intervals(scores: pd.DataFrame) -> pd.DataFrame:
     half = np.full(len(found), math.nan)
     more = n > 1
     half[more] = student_t.ppf(0.975, n[more] - 1) * found["seed_sd"].to_numpy()[more] / np.sqrt(n[more])
-    found["seed_lo"], found["seed_hi"] = found["seed_mean"] - half, found["seed_mean"] + half
+    for i, (name, imported, sign) in enumerate((("seed_lo", "lower_bound", -1), ("seed_hi", "upper_bound", 1))):
+        of_metric = {key: metric.bounds[i] for key, metric in METRICS.items()}
+        bound = found["metric"].map(of_metric).astype(float)
+        if imported in scores:
+            given = scores.groupby(keys, sort=False)[imported].first().to_numpy(dtype=float)
+            bound = pd.Series(given).fillna(bound)
+        ends = found["seed_mean"] + sign * half
+        found[name] = np.fmin(ends, bound) if sign > 0 else np.fmax(ends, bound)
+        found.loc[~more, name] = math.nan
     return scores.merge(found, on=keys, how="left", validate="many_to_one")
 
 

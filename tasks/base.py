@@ -80,6 +80,11 @@ class Task:
         one_of(self.normalize, "normalization", NORMALIZATIONS)
         for metric in self.asked_metrics:
             one_of(metric, "metric", METRICS)
+        if self.asked_metric and METRICS[self.asked_metric].descriptive:
+            raise TaskError(
+                f"task {self.name!r}: metric {self.asked_metric!r} describes answers and measures no ability; list it "
+                "under metrics=, and give another headline"
+            )
         if self.shots < 0 or (self.size is not None and self.size < 1):
             raise TaskError(
                 f"task {self.name!r}: shots must be at least 0 and size at least 1, "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import string
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from tasks.errors import TaskError
 
@@ -23,7 +23,6 @@ _SENTENCES = {
     "en": re.compile(rf"\S[^\n]*?(?:[.!?]+{_CLOSING}(?=\s|\Z)|(?=\s*(?:\n|\Z)))"),
     "zh": re.compile(rf"\S[^\n]*?(?:[。！？!?…]+{_CLOSING}|\.+{_CLOSING}(?=\s|\Z)|(?=\s*(?:\n|\Z)))"),
 }
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _GAP_BESIDE_HAN = re.compile(rf"(?<=[{_HAN}]) | (?=[{_HAN}])")
 
@@ -32,6 +31,16 @@ def _of(language: str, table: Mapping[str, re.Pattern[str]]) -> re.Pattern[str]:
     if language not in table:
         raise TaskError(f"unknown language {language!r}; known: {', '.join(table)}")
     return table[language]
+
+
+def word_spans(text: str, language: str) -> list[tuple[int, int]]:
+    """Where the words of a text stand: (start, end) in characters."""
+    return [found.span() for found in _of(language, _WORDS).finditer(text)]
+
+
+def sentence_spans(text: str, language: str) -> list[tuple[int, int]]:
+    """Where the sentences of a text stand: (start, end) in characters."""
+    return [found.span() for found in _of(language, _SENTENCES).finditer(text)]
 
 
 def words(text: str, language: str) -> list[str]:
@@ -51,31 +60,75 @@ def sentences(text: str, language: str) -> list[str]:
     return _of(language, _SENTENCES).findall(text)
 
 
-def occurs(sought: str, text: str) -> bool:
-    """Whether a string stands in a text and is no part of a longer word: "7" is not in "17", but 京 is in 北京."""
+def places(sought: str, text: str) -> Iterator[int]:
+    """Where a string begins in a text and is no part of a longer word: "7" is not in "17", but 京 is in 北京."""
     start = text.find(sought) if sought else -1
     while start >= 0:
         end = start + len(sought)
         if not (_joined(text[start - 1 : start + 1]) or _joined(text[end - 1 : end + 1])):
-            return True
+            yield start
         start = text.find(sought, start + 1)
-    return sought == text
+
+
+def occurs(sought: str, text: str) -> bool:
+    """Whether a string stands in a text as `places` says; an empty one in an empty one alone."""
+    return sought == text or any(True for _ in places(sought, text))
 
 
 _joined = re.compile(_LETTER + "{2}").fullmatch
 
 
+# What makes another number of the same digits: the sign and the point before or between them, the slash and the plus
+# between them. The point of U.S.5 and the hyphen of covid-19 belong to a word, and +5 is 5.
+_OF_A_NUMBER = re.compile(rf"(?<![^\W\d{_HAN}])(?:-(?=\.?\d)|(?<!\.)\.(?=\d))|(?<=\d)[/+](?=\d)")
+
+
+def _without(text: str, is_mark: Callable[[str], bool]) -> str:
+    """A text without the marks that belong to no number."""
+    kept = {found.start() for found in _OF_A_NUMBER.finditer(text)}
+    return "".join(char for i, char in enumerate(text) if i in kept or not is_mark(char))
+
+
+def _squad_words(text: str) -> str:
+    return " ".join(_without(text.lower(), string.punctuation.__contains__).split())
+
+
 def _squad(text: str) -> str:
-    """Lower case, without ASCII punctuation and English articles, single spaces (Rajpurkar et al. 2016)."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    """Lower case, without ASCII punctuation and English articles, single spaces (Rajpurkar et al. 2016).
+
+    Unlike the published script it keeps the marks of a number, which would make -5 be 5 and 3.14 be 314."""
+    return " ".join(_ARTICLES.sub(" ", _squad_words(text)).split())
+
+
+def _lower(text: str) -> str:
+    return text.strip().lower()
+
+
+def _zh_plain(text: str) -> str:
+    """NFKC and lower case, with the minus sign and the slash of a fraction as they are typed."""
+    return _lower(unicodedata.normalize("NFKC", text).translate({0x2212: "-", 0x2044: "/"}))
 
 
 def _zh(text: str) -> str:
-    """Full-width forms made plain (NFKC), lower case, without punctuation and symbols of any script; single spaces, and
-    none beside a Chinese character."""
-    plain = unicodedata.normalize("NFKC", text).lower()
-    kept = "".join(char for char in plain if unicodedata.category(char)[0] not in "PS")
+    """Full-width forms made plain (NFKC), lower case, without punctuation and symbols of any script but those of a
+    number; single spaces, and none beside a Chinese character."""
+    kept = _without(_zh_plain(text), lambda char: unicodedata.category(char)[0] in "PS")
     return _GAP_BESIDE_HAN.sub("", " ".join(kept.split()))
 
 
 NORMALIZATIONS: dict[str, Callable[[str], str]] = {"strip": str.strip, "squad": _squad, "zh": _zh}
+_LESS = {"strip": (), "squad": (_squad_words, _lower), "zh": (_zh_plain,)}
+
+
+def normalization(name: str, reference: str) -> Callable[[str], str]:
+    """What a reference and what is compared with it are normalised by: NORMALIZATIONS[name], unless it leaves nothing.
+
+    The article "a" as an option letter, or a sign, would equal every other text of which nothing is left. Then articles
+    stay, and where still nothing is left the marks too: a deviation from the published script."""
+    steps = (NORMALIZATIONS[name], *_LESS[name])
+    return next((step for step in steps if step(reference)), steps[-1])
+
+
+def normalized(name: str, reference: str) -> str:
+    """A reference as it is compared."""
+    return normalization(name, reference)(reference)

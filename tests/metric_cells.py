@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from harness.intervals import item_interval
 from tasks.metrics import METRICS, Cell
 
 
@@ -67,6 +68,15 @@ def standard_error(name: str, cell: Cell) -> float:
     values, weights = METRICS[name].function(cell)
     assert weights is None
     return float(values.std(ddof=1) / math.sqrt(len(values)))
+
+
+def interval_of(name: str, cell: Cell) -> tuple[float, float, float, str | None]:
+    """A metric's own interval of a cell: standard error, ends, and why there is none."""
+    values, weights = METRICS[name].function(cell)
+    value, se, _, _ = item_interval(values, weights, METRICS[name].bounds, cell.clusters)
+    own = METRICS[name].interval
+    assert own is not None
+    return own(cell, value, se)
 
 
 def bootstrap_error(name: str, cell: Cell, *, draws: int = 400) -> float:

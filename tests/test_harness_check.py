@@ -5,6 +5,7 @@ import json
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,46 @@ def test_a_preferred_answer_position_is_named_with_its_share_and_what_to_do() ->
 def test_a_share_as_large_that_luck_explains_is_no_finding() -> None:
     assert names(check(four_choices([0] * 5 + [1, 2, 3]))) == {"small"}  # 62 % of eight documents
     assert "position" in names(check(four_choices([0] * 62 + [1, 2, 3] * 12)))
+
+
+def test_a_small_preference_is_named_where_luck_hardly_ever_gives_it() -> None:
+    preferred = four_choices([0] * 295 + [1, 2, 3] * 235)  # 29.5 % of 1,000: p = 0.003
+    assert "position" not in names(check(preferred))
+    many = four_choices(([0] * 295 + [1, 2, 3] * 235) * 3)  # of 3,000: below 0.0001
+    assert "is right in 29.5% of the documents (chance 25.0%, p < 0.0001)" in the_warning(check(many), "position")
+    assert "position" not in names(check(four_choices(([0] * 265 + [1, 2, 3] * 245) * 10)))  # 1.5 points
+
+
+def mentioning(place: Callable[[int], int], n: int = 300) -> Task:
+    """Two names in the prompt, of which that at `place` is right; the list of choices has them in another order."""
+    rows = [{"names": (f"ann{i}", f"bob{i}"), "turn": i % 2, "place": place(i)} for i in range(n)]
+
+    def question(row):
+        a, b = row["names"] if row["turn"] else row["names"][::-1]
+        rng = random.Random(a)
+        return Choice(f"{a} met {b}. Who paid?", rng.sample([a, b], 2), [a, b][row["place"]])
+
+    return of_rows(question, rows)
+
+
+@pytest.mark.parametrize(("place", "word"), [(0, "first"), (1, "last")])
+def test_a_right_answer_that_the_prompt_always_mentions_first_or_last_is_found(place: int, word: str) -> None:
+    text = the_warning(check(mentioning(lambda i: place)), "position")
+    assert f"always taking the choice mentioned {word} in the prompt is right in 100.0%" in text
+    assert "position" not in names(check(mentioning(lambda i: random.Random(i).randrange(2))))
+
+
+def test_references_that_the_normalisation_makes_equal_are_named() -> None:
+    def answers(*references: str | list[str], **options) -> Task:
+        rows = [{"q": f"{i}?", "a": reference} for i, reference in enumerate(references)]
+        return of_rows(lambda row: Answer(row["q"], row["a"]), rows, **options)
+
+    found = check(answers("5%", "5", "$5", "Rome", normalize="squad"))
+    assert "'$5' and '5' and 2 more pairs are different references" in the_warning(found, "same references")
+    assert "same references" not in names(check(answers("5%", "5", "Rome")))  # compared as they are
+    # Numbers, letters and what one document accepts beside each other are no pairs.
+    apart = check(answers("-5", "5", "A", "B", "The Hague", "hague", ["U.S.", "US"], normalize="squad"))
+    assert "same references" not in names(apart)
 
 
 def test_luck_is_the_binomial_tail_and_never_below_that_of_unequal_chances() -> None:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import typer
@@ -10,6 +11,7 @@ from answer_tables import a_task, some_documents, some_samples
 from typer.testing import CliRunner
 
 from harness.cli_compare import compare_models, register
+from harness.paired import difference
 from harness.store import DOCUMENTS, SAMPLES, TABLES, StoreError, documents_path, samples_path, write_json, write_table
 
 HITS = {"s-0": [0, 0, 0, 1, 1, 0], "m-0": [1, 0, 1, 1, 1, 0], "m-1": [1, 1, 1, 1, 1, 1], "l-1": [1, 1, 1, 1, 1, 0]}
@@ -94,3 +96,18 @@ def test_the_table_is_printed_and_json_is_what_a_program_reads(folder: Path) -> 
     read = CliRunner().invoke(app, [str(folder), "--json"])
     rows = json.loads(read.stdout)
     assert [row["metric"] for row in rows] == ["acc", "logloss"] and rows[1]["n_only_a"] is None
+
+
+def test_the_command_says_where_the_exact_p_and_the_interval_disagree(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = typer.Typer()
+    register(app)
+    hits = {False: (2, 10), True: (0, 5)}  # of 30: p = 0.039 and an interval above 0; p = 0.0625 and one above 0
+    for apart, (only_a, only_b) in hits.items():
+        a = np.array([1.0] * only_a + [0.0] * only_b + [1.0] * (30 - only_a - only_b))
+        b = np.array([0.0] * only_a + [1.0] * only_b + [1.0] * (30 - only_a - only_b))
+        row = {"task": "quiz", "level": "", "metric": "acc", "q": 1.0, "run_a": "a", "run_b": "b", "size_a": "s"}
+        row |= {"size_b": "m", "step_a": 1, "step_b": 1} | difference(a, b, shares=True) | {"note": None}
+        monkeypatch.setattr("harness.cli_compare.compare_models", lambda *_, row=row, **__: pd.DataFrame([row]))
+        shown = CliRunner().invoke(app, ["anywhere"])
+        assert shown.exit_code == 0
+        assert ("note: quiz acc: p and interval disagree on 0" in shown.stderr) == apart

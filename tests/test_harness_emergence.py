@@ -101,6 +101,16 @@ def test_a_falling_curve_is_inverse() -> None:
     assert labels([lambda s: 0.45 - 0.12 * s] * 8)["inverse"] == 8
 
 
+@pytest.mark.parametrize("name", ["length", "distinct1", "ece", "judge_bits_per_byte", "repetition[flexible]"])
+def test_what_only_describes_answers_has_no_verdict_and_no_part_in_the_others(name: str) -> None:
+    able = frame([jump(0.9, 0.2), lambda s: 0.25, lambda s: 0.3 + 0.02 * s])
+    falling = frame([lambda s: 0.9 - 0.3 * s] * 8, draw=1).assign(metric=name)
+    assert verdicts_table(falling).empty
+    both, alone = (verdicts_table(rows, sensitivity=False) for rows in (pd.concat([able, falling]), able))
+    pd.testing.assert_frame_equal(both, alone)  # q-values too
+    assert len(verdicts_table(falling.assign(metric="acc"), sensitivity=False)) == 8
+
+
 def test_a_lower_is_better_metric_is_oriented() -> None:
     verdict = one(frame([jump(0.9, 0.2, 0.0, -2.5)], metric="logloss"))
     assert verdict["label"] == "emergent_sharp"

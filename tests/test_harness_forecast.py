@@ -192,6 +192,14 @@ def test_a_task_with_many_metrics_counts_once() -> None:
     assert stack_weights(rows, 0.5, ["p", "q"]) == pytest.approx([0.5, 0.5])
 
 
+def test_what_only_describes_answers_is_not_forecast_and_teaches_nothing(
+    scores: pd.DataFrame, backtests: pd.DataFrame
+) -> None:
+    described = scores[scores["metric"].eq("acc")].assign(metric="length")
+    assert len(described) and backtests_table(described).empty and forecasts_table(described).empty
+    pd.testing.assert_frame_equal(backtests_table(pd.concat([scores, described])), backtests)
+
+
 def test_weights_of_a_curve_sum_to_one(backtests: pd.DataFrame) -> None:
     members = backtests[backtests["predictor"] != "stack"]
     sums = members.groupby(["task", "metric", "held_out"])["weight"].sum()

@@ -54,6 +54,20 @@ def imported(tmp_path: Path, frame: pd.DataFrame, **options: Any) -> pd.DataFram
 # ---- tables ----
 
 
+def test_imported_metrics_that_only_describe_answers_are_kept_and_not_judged(tmp_path: Path) -> None:
+    described = [rows(metric=name, value=value) for name, value in (("length", 4.9), ("distinct1", 0.8), ("ece", 0.1))]
+    ours = [frame.assign(continuous=False, higher_is_better=True) for frame in described]  # as a sweep's own table says
+    for i, frames in enumerate((described, ours)):
+        found = analyze(import_table(table(tmp_path, pd.concat([rows(), *frames])), out=tmp_path / f"out{i}"))
+        kept = found.scores.drop_duplicates("metric").set_index("metric")
+        assert set(kept.index) == {"acc", "distinct1", "ece", "length"}
+        assert not kept["continuous"].any() and kept["partner"].isna().all()
+        assert kept.loc["length", "value"] == 4.9 and kept["headline"].idxmax() == "acc"
+        for judged in (found.verdicts, found.links, found.backtests, found.forecasts):
+            assert set(judged["metric"]) <= {"acc"}
+        assert set(found.verdicts["metric"]) == {"acc"}
+
+
 def test_the_reference_battery_imports_without_a_map_and_is_judged_as_it_was_made(tmp_path: Path) -> None:
     battery = reference("synthetic_battery")
     found = analyze(import_table(battery / "curves.csv.gz", out=tmp_path / "battery"))

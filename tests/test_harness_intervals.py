@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import t as student_t
 
-from harness.intervals import _TIMES, bootstrap, item_interval, wilson
+from harness.intervals import _TIMES, bootstrap, item_interval, standard_error, wilson
 
 SHARE, ANY = (0.0, 1.0), (-math.inf, math.inf)
 
@@ -21,8 +22,73 @@ def test_zero_or_one_values_get_wilsons_interval_and_others_a_normal_one() -> No
     mean, se, low, high = item_interval(np.array([0.0, 1.0, 1.0, 1.0]), None, (0.0, 1.0))
     assert (mean, low, high) == pytest.approx((0.75, *wilson(3, 4)))
     assert se == pytest.approx(0.25)  # sd / sqrt(n) by hand: sqrt(0.75 / 3) / 2
-    mean, se, low, high = item_interval(np.array([0.0, 1.0, 0.5, 0.5]), None, (0.0, 1.0))
-    assert (low, high) == pytest.approx((0.5 - 1.959964 * se, 0.5 + 1.959964 * se))
+    mean, se, low, high = item_interval(np.array([0.0, 4.0, 2.0, 2.0]), None, ANY)
+    assert (low, high) == pytest.approx(student_t.interval(0.95, 3, 2.0, math.sqrt(8 / 3) / 2))
+
+
+def test_a_tie_hardly_moves_wilsons_interval_and_never_empties_it() -> None:
+    wrong = np.zeros(50)
+    tie = np.r_[0.5, wrong[1:]]
+    ends = [wilson(successes, 50)[1] for successes in (0, 0.5, 1)]
+    assert ends[0] < item_interval(tie, None, SHARE)[3] < ends[2]
+    assert item_interval(tie, None, SHARE)[3] == pytest.approx(ends[1], rel=0.04)  # Student's for the normal quantile
+    assert item_interval(1 - tie, None, SHARE)[2] == pytest.approx(1 - ends[1], abs=0.004)
+    assert item_interval(np.full(50, 0.5), None, SHARE)[2:] == pytest.approx(wilson(25, 50))
+    none = item_interval(np.zeros(50), np.linspace(1, 9, 50), SHARE)  # weighted: words that were predicted
+    assert none[0] == 0 and 0.07 < none[3] < 0.12
+
+
+@pytest.mark.parametrize("n", [10, 30])
+def test_the_interval_of_graded_shares_covers_in_few_documents(n: int) -> None:
+    rng, held, graded, anything = np.random.default_rng(7), 0, 0, 0
+    for _ in range(800):
+        _, _, low, high = item_interval(rng.choice([0, 0.5, 1], n, p=[0.3, 0.1, 0.6]), None, SHARE)
+        held += low <= 0.65 <= high
+        _, _, low, high = item_interval(np.where(rng.random(n) < 0.1, rng.random(n), 0.0), None, SHARE)
+        graded += low <= 0.05 <= high
+        _, _, low, high = item_interval(rng.normal(0, 1, n), None, ANY)
+        anything += low <= 0 <= high
+    assert 0.93 <= held / 800 <= 0.98 and 0.93 <= graded / 800 <= 0.99 and 0.93 <= anything / 800 <= 0.97
+
+
+def test_the_error_is_cr2_and_its_degrees_of_freedom_satterthwaites() -> None:
+    rng, sizes = np.random.default_rng(8), np.array([7, 2, 9, 4, 4])
+    numbers = np.repeat(np.arange(5), sizes)
+    values = rng.normal(0, 1, 26)
+    se, df, units = standard_error((values - values.mean()) / 26, np.ones(26), numbers)
+    h = sizes / 26
+    sums = np.bincount(numbers, values - values.mean())
+    assert se == pytest.approx(math.sqrt((sums**2 / (1 - h)).sum()) / 26)
+    assert units == pytest.approx(26**2 / (sizes**2).sum())
+    # Residual sums are (I - h 1') S with S of the covariance diag(h^2): the moments of a quadratic form, as matrices.
+    keep = np.eye(5) - np.outer(h, np.ones(5))
+    product = np.diag(1 / (1 - h)) @ keep @ np.diag(h**2) @ keep.T
+    assert df == pytest.approx(np.trace(product) ** 2 / np.trace(product @ product))
+
+
+UNEQUAL = [1, 50, 3, 5, 20]
+
+
+@pytest.mark.parametrize("sizes", [UNEQUAL * 2, UNEQUAL * 4, [20] * 10, [1] * 40], ids=str)
+def test_clusters_of_unequal_size_are_covered(sizes: list[int]) -> None:
+    rng, numbers, held, shares = np.random.default_rng(9), np.repeat(np.arange(len(sizes)), sizes), 0, 0
+    for _ in range(500):
+        values = rng.normal(0, 0.7, len(sizes))[numbers] + rng.normal(0, 1, len(numbers))
+        _, _, low, high = item_interval(values, None, ANY, numbers)
+        held += low <= 0 <= high
+        right = (rng.random(len(numbers)) < rng.beta(1, 1, len(sizes))[numbers]).astype(float)
+        _, _, low, high = item_interval(right, None, SHARE, numbers)
+        shares += low <= 0.5 <= high
+    assert 0.93 <= held / 500 <= 0.995
+    assert 0.93 <= shares / 500 <= 0.995
+
+
+@pytest.mark.parametrize(("sizes", "given"), [([1, 50, 3], False), (UNEQUAL, False), ([9] * 2, False), ([9] * 3, True)])
+def test_where_few_clusters_hold_nearly_all_there_is_no_interval(sizes: list[int], given: bool) -> None:
+    rng, numbers = np.random.default_rng(10), np.repeat(np.arange(len(sizes)), sizes)
+    mean, *rest = item_interval(rng.random(len(numbers)), None, SHARE, numbers)
+    assert math.isfinite(mean)
+    assert np.isfinite(rest).tolist() == [given] * 3
 
 
 def test_the_ratio_error_matches_the_plain_one_and_a_bootstrap() -> None:

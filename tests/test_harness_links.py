@@ -498,6 +498,16 @@ def test_a_jump_in_the_answers_is_found_in_both_tasks() -> None:
     assert table.loc[("say", "exact_match"), "holds"] is False
 
 
+def test_what_only_describes_answers_has_no_link(artefact: Any) -> None:
+    samples, documents, tasks, runs, scores = artefact
+    described = scores[scores["metric"].eq("acc")].assign(metric="ece")
+    more = [task | {"metrics": [*task["metrics"], "ece"]} if "acc" in task["metrics"] else task for task in tasks]
+    assert len(described) and more != tasks
+    found = links_table(samples, documents, more, runs, pd.concat([scores, described]))
+    pd.testing.assert_frame_equal(found, links_table(*artefact))
+    assert curve_links_table(described).empty and len(curve_links_table(described.assign(metric="acc")))
+
+
 def test_the_order_of_the_rows_does_not_matter(artefact: Any) -> None:
     samples, documents, tasks, runs, scores = artefact
     mixed = links_table(samples[::-1], documents[::-1], tasks, runs[::-1], scores.sample(frac=1, random_state=1))

@@ -26,11 +26,34 @@ def test_the_loss_of_a_range_is_its_nats_over_its_tokens() -> None:
     table = positions_table(samples, TEXTS, [a_task("text", "Text")], RUNS)
     assert list(table.columns) == POSITION_COLUMNS
     assert table["position"].tolist() == [1, 2, 4] and table["position_end"].tolist() == [1, 3, 7]
-    assert table["value"].tolist() == pytest.approx([6 / 2, 3 / 2, 1.0])
-    assert table["n_tokens"].tolist() == [2, 2, 1]
-    assert table["n"].tolist() == [2, 1, 1]  # the second text ends before the second range
-    assert table["item_se"].iloc[0] == pytest.approx(np.std([2.0, 4.0], ddof=1) / math.sqrt(2))
-    assert table.loc[1:, ["item_se", "item_lo", "item_hi"]].isna().all(axis=None)  # one document
+    assert table["value"].tolist() == pytest.approx([2 / 1, 3 / 2, 1.0])  # the second text ends too early
+    assert table["n_tokens"].tolist() == [1, 2, 1] and table["n"].tolist() == [1, 1, 1]
+    assert table[["item_se", "item_lo", "item_hi"]].isna().all(axis=None)  # one document
+
+
+def test_every_range_is_of_the_documents_that_reach_the_last_which_half_of_them_reach() -> None:
+    nats, tokens = (
+        np.array([[2.0, 3.0, 9.0], [4.0, 6.0, 0.0], [6.0, 0.0, 0.0]]),
+        np.array([[1, 2, 4], [1, 2, 0], [1, 0, 0]]),
+    )
+    first, second = by_position(nats, tokens.astype(float), None)  # one of three reaches the third range
+    assert (first["value"], first["n"], first["n_tokens"]) == (3.0, 2, 2)
+    assert first["item_se"] == pytest.approx(np.std([2.0, 4.0], ddof=1) / math.sqrt(2))
+    assert (second["value"], second["n"], second["n_tokens"]) == (9 / 4, 2, 4)
+
+
+def test_a_model_without_context_has_a_flat_curve_though_long_texts_are_easier() -> None:
+    rng = np.random.default_rng(1)
+    length = rng.choice([20, 255], 400)
+    rate = np.where(length == 255, 2.0, 4.0)  # nats per token, at every position of a text alike
+    starts = 2 ** np.arange(8)
+    tokens = np.clip(length[:, None] - starts, 0, starts).astype(float)
+    nats = tokens * rate[:, None] * rng.uniform(0.9, 1.1, tokens.shape)
+    naive = nats.sum(0) / tokens.sum(0)
+    assert naive[0] - naive[-1] > 0.5  # the mix of texts alone makes it fall
+    values = [row["value"] for row in by_position(nats, tokens, None)]
+    assert len(values) == (8 if (length == 255).mean() >= 0.5 else 5)
+    assert max(values) - min(values) < 0.05
 
 
 def test_only_last_checkpoints_with_positions_have_rows() -> None:

@@ -35,6 +35,18 @@ def test_bins_hold_the_documents_of_their_confidence() -> None:
     assert (table["n_documents"] == 4).all()
 
 
+def test_documents_of_one_source_widen_a_bins_interval() -> None:
+    samples, documents = chosen([0.65] * 40, ([True] * 5 + [False] * 5) * 4)
+    alone = reliability_table(samples, documents, [a_task("quiz", "Choice")], RUNS).iloc[0]
+    assert alone[["accuracy_lo", "accuracy_hi"]].tolist() == pytest.approx(wilson(20, 40))
+    documents["cluster"] = [f"page {i // 5}" for i in range(40)]  # all right or all wrong on each of eight pages
+    row = reliability_table(samples, documents, [a_task("quiz", "Choice")], RUNS).iloc[0]
+    assert row["accuracy"] == 0.5
+    assert (
+        row["accuracy_hi"] - row["accuracy_lo"] > np.diff(wilson(4, 8))[0] > alone["accuracy_hi"] - alone["accuracy_lo"]
+    )
+
+
 def test_seeds_are_not_pooled_and_only_last_checkpoints_count() -> None:
     (a, documents), (b, _) = chosen([0.7, 0.9], [True, False]), chosen([0.7, 0.1], [True, False], "b")
     both = pd.concat([a.assign(step=5), a, b], ignore_index=True)

@@ -8,6 +8,7 @@ import pytest
 from answer_tables import a_task, some_documents, some_samples
 from scipy.stats import t as student_t
 
+from harness.intervals import wilson
 from harness.scores import FLAGS, add_seed_intervals, examples_table, score_cells, scores_table
 from harness.store import StoreError
 
@@ -36,11 +37,31 @@ def test_a_uniform_model_scores_chance_exactly() -> None:
         assert scores.loc[metric, "chance_source"] == "uniform"
 
 
-def test_a_shared_tie_falls_back_from_wilson() -> None:
-    samples, documents = choice([[-1.0, -1.0], [-1.0, -2.0], [-3.0, -2.0]], [0, 0, 0])
+def test_a_shared_tie_keeps_wilsons_interval_at_the_documents_it_is_worth() -> None:
+    samples, documents = choice([[-1.0, -1.0], *[[-1.0, -2.0]] * 2, *[[-3.0, -2.0]] * 17], [0] * 20)
     row = by_metric(score_cells(samples, documents, [a_task("quiz", "Choice")])).loc["acc"]
-    assert row["value"] == pytest.approx(0.5)
-    assert row["item_hi"] == pytest.approx(min(1.0, 0.5 + 1.959964 * row["item_se"]))
+    assert row["value"] == pytest.approx(2.5 / 20)
+    assert row[["item_lo", "item_hi"]].tolist() == pytest.approx(wilson(2.5, 20, student_t.ppf(0.975, 19)))
+    assert row["item_lo"] > 0.02  # the normal interval starts below 0
+
+
+def test_a_metric_with_an_interval_of_its_own_has_that_and_a_withheld_one_its_reason() -> None:
+    right = [[-1.0, -2.0]] * 60
+    samples, documents = choice(right, [0] * 30 + [1] * 30)
+    task = a_task("quiz", "Choice", metrics=["acc", "acc_all8", "recall_macro"])
+    row = by_metric(score_cells(samples, documents, [task])).loc["acc_all8"]
+    assert row[["item_lo", "item_hi"]].tolist() == pytest.approx([end**8 for end in wilson(30, 60)])
+    documents["answer"] = [0] * 55 + [1] * 5  # of the second class there are five
+    row = by_metric(score_cells(samples, documents, [task])).loc["recall_macro"]
+    assert row["value"] == 0.5 and row[["item_se", "item_lo", "item_hi"]].isna().all() and "'no'" in row["note"]
+
+
+def test_where_nearly_all_documents_have_one_source_there_is_a_value_and_no_interval() -> None:
+    samples, documents = choice([[-1.0, -2.0], [-2.0, -1.0]] * 10, [0] * 20)
+    documents["cluster"] = ["a"] * 18 + ["b", "c"]
+    row = by_metric(score_cells(samples, documents, [a_task("quiz", "Choice")])).loc["acc"]
+    assert row["value"] == 0.5 and row[["item_se", "item_lo", "item_hi"]].isna().all()
+    assert "sources weigh as much as 1.2 equal ones" in row["note"]
 
 
 def test_documents_with_fewer_choices_are_padded_not_scored_as_zero() -> None:
@@ -145,7 +166,8 @@ def test_the_seed_interval_is_the_t_interval() -> None:
     values = rows["value"].to_numpy()
     assert sorted(values) == pytest.approx([1 / 3, 2 / 3, 2 / 3])
     low, high = student_t.interval(0.95, 2, values.mean(), values.std(ddof=1) / math.sqrt(3))
-    assert rows[["seed_lo", "seed_hi"]].iloc[0].tolist() == pytest.approx([low, high])
+    assert rows[["seed_lo", "seed_hi"]].iloc[0].tolist() == pytest.approx([low, 1.0])
+    assert low > 0 and high > 1  # cut at the bounds of the metric
     assert (rows["n_seeds"] == 3).all()
 
 
@@ -155,6 +177,19 @@ def test_one_seed_has_a_mean_and_no_interval_and_missing_values_do_not_count() -
     assert found["seed_mean"].tolist() == [0.5, 0.5]
     assert found["n_seeds"].tolist() == [1, 1]
     assert found[["seed_sd", "seed_lo", "seed_hi"]].isna().all(axis=None)
+
+
+def test_the_seed_interval_stays_inside_the_bounds_of_its_metric_own_or_imported() -> None:
+    rows = pd.DataFrame({"size": "s", "step": 1, "task": "t", "level": "", "value": [0.1, 0.9]})
+    both = pd.concat([rows.assign(metric=name) for name in ("acc", "margin", "theirs")], ignore_index=True)
+    half = student_t.ppf(0.975, 1) * 0.4
+    found = add_seed_intervals(both).drop_duplicates("metric").set_index("metric")[["seed_lo", "seed_hi"]]
+    assert found.loc["acc"].tolist() == [0, 1]
+    for name in ("margin", "theirs"):  # one has no bounds, those of the other are not known
+        assert found.loc[name].tolist() == pytest.approx([0.5 - half, 0.5 + half])
+    both["lower_bound"], both["upper_bound"] = [None] * 4 + [-1.0] * 2, [None] * 4 + [2.0] * 2
+    found = add_seed_intervals(both).drop_duplicates("metric").set_index("metric")[["seed_lo", "seed_hi"]]
+    assert found.loc["theirs"].tolist() == [-1, 2] and found.loc["acc"].tolist() == [0, 1]
 
 
 def test_the_order_of_the_samples_does_not_matter() -> None:

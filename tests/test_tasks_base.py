@@ -58,6 +58,7 @@ def test_an_answer_may_be_given_as_a_choice_or_as_its_index() -> None:
         ({"kind": "generating"}, "unknown kind 'generating', did you mean 'generation'"),
         ({"role": "probes"}, "unknown role 'probes', did you mean 'probe'"),
         ({"metrics": ["blue"]}, "unknown metric 'blue', did you mean 'bleu'"),
+        ({"metric": "length"}, "'length' describes answers and measures no ability"),
         ({"metric": "exactmatch"}, "did you mean 'exact_match'"),
         ({"shots": -1}, "shots must be at least 0"),
         ({"size": 0}, "size at least 1"),

@@ -2,12 +2,14 @@
 
 import itertools
 import math
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
 import pytest
-from metric_cells import answer_cell, bootstrap_error, choice_cell, score, standard_error, text_cell
+from metric_cells import answer_cell, bootstrap_error, choice_cell, interval_of, score, standard_error, text_cell
 
+from harness.intervals import Z, wilson
 from tasks.metrics import DEFAULTS, HEADLINES, METRICS, Cell, edit_similarity, token_f1
 
 HAND = choice_cell(
@@ -83,6 +85,40 @@ def test_all_of_eight_is_the_share_of_all_groups_that_are_right_throughout() -> 
     first = np.mean([x[list(g)].prod() for g in groups if 0 in g])
     assert values[0] == pytest.approx(values.mean() + 8 * (first - values.mean()))
     assert len(METRICS["acc_all8"].function(choice_cell([right] * 7, [0] * 7))[0]) == 0
+
+
+def covered(name: str, draw: Callable[[], Cell], truth: float, *, draws: int) -> tuple[float, float]:
+    """Share of the intervals given that hold the truth, and share of the cells that have one."""
+    hits = given = 0
+    for _ in range(draws):
+        cell = draw()
+        low, high = interval_of(name, cell)[1:3]
+        given += not math.isnan(low)
+        hits += low <= truth <= high
+    return hits / max(given, 1), given / draws
+
+
+def right_with(p: float, n: int, rng: np.random.Generator) -> Cell:
+    return choice_cell(np.where(rng.random((n, 1)) < p, [[-1.0, -2.0]], [[-2.0, -1.0]]), [0] * n)
+
+
+@pytest.mark.parametrize("p", [0.3, 0.8, 0.97])
+def test_the_interval_of_all_of_eight_holds_the_truth_also_near_its_ends(p: float) -> None:
+    rng = np.random.default_rng(0)
+    share, given = covered("acc_all8", lambda: right_with(p, 50, rng), p**8, draws=300)
+    assert share >= 0.9 and given == 1  # the normal interval: 0.46 for p = 0.3
+
+
+def test_the_interval_of_all_of_eight_is_wilsons_to_the_power_of_eight() -> None:
+    low, high = wilson(50, 50)
+    se, *ends, note = interval_of("acc_all8", choice_cell([[-1.0, -2.0]] * 50, [0] * 50))
+    assert ends == pytest.approx([low**8, high**8]) and note is None
+    assert ends[0] == pytest.approx(0.553, abs=1e-3) and se == pytest.approx((ends[1] - ends[0]) / 2 / Z)
+    rows = [[-1.0, -2.0]] * 45 + [[-2.0, -1.0]] * 5
+    alone = interval_of("acc_all8", choice_cell(rows, [0] * 50))
+    assert alone[0] == pytest.approx(standard_error("acc_all8", choice_cell(rows, [0] * 50)))
+    fives = interval_of("acc_all8", choice_cell(rows, [0] * 50, clusters=np.arange(50) // 5))
+    assert fives[1] < alone[1] and fives[2] > alone[2]  # five that fail together are one failure
 
 
 def test_the_error_of_all_of_eight_is_its_spread_over_fresh_documents() -> None:
@@ -189,6 +225,17 @@ def test_the_error_of_a_perplexity_is_that_of_the_bootstrap(name: str) -> None:
     assert standard_error(name, cell) == pytest.approx(bootstrap_error(name, cell), rel=0.1)
 
 
+def test_the_interval_of_a_perplexity_is_that_of_its_logarithm() -> None:
+    rng = np.random.default_rng(2)
+    lengths = rng.integers(3, 30, size=40)
+    cell = text_cell(lengths * rng.gamma(1, 0.5, size=40), ["a" * n for n in lengths])
+    value, error = score("byte_perplexity", cell), standard_error("byte_perplexity", cell)
+    se, low, high, note = interval_of("byte_perplexity", cell)
+    assert (se, note) == (pytest.approx(error), None) and low * high == pytest.approx(value**2)
+    assert math.log(high / value) == pytest.approx(Z * error / value)
+    assert interval_of("byte_perplexity", text_cell([0.1, 9.0], ["aaaa", "aaaa"]))[1] == 1  # never below
+
+
 def test_a_perplexity_too_large_for_a_float_is_missing_with_its_reason() -> None:
     with pytest.raises(ValueError, match=r"800 nats per word have no finite perplexity; bits_per_byte"):
         METRICS["word_perplexity"].function(text_cell([800.0], ["没有空格的文字"]))
@@ -206,7 +253,7 @@ def test_what_is_scored_without_being_asked() -> None:
 
 def test_every_thresholded_metric_has_a_continuous_partner_of_the_same_output() -> None:
     for metric in METRICS.values():
-        assert metric.continuous == (metric.partner is None)
+        assert metric.continuous == (metric.partner is None and not metric.descriptive)
         if metric.partner is not None:
             partner = METRICS[metric.partner]
             assert partner.continuous and set(metric.outputs) <= set(partner.outputs)

@@ -4,8 +4,10 @@ import math
 
 import numpy as np
 import pytest
-from metric_cells import bootstrap_error, choice_cell, score, standard_error, taken
+from metric_cells import bootstrap_error, choice_cell, interval_of, score, standard_error, taken
 
+from harness.intervals import Z, wilson
+from harness.reliability import calibration
 from tasks.metrics import METRICS, Cell, reliability
 from tasks.metrics.choice import predicted
 
@@ -39,9 +41,9 @@ def test_macro_scores_worked_by_hand() -> None:
     assert score("f1_macro", cell) == pytest.approx((2 / 3 + 1 / 2) / 2)
 
 
-def test_a_class_that_is_never_predicted_or_never_true_is_left_out_of_what_it_leaves_undefined() -> None:
+def test_a_class_that_is_never_predicted_counts_as_0_and_a_recall_is_of_classes_that_are_true() -> None:
     never_predicted = labelled("aaaa", "aabb")
-    assert score("precision_macro", never_predicted) == pytest.approx(1 / 2)  # of a alone
+    assert score("precision_macro", never_predicted) == pytest.approx((1 / 2 + 0) / 2)
     assert score("recall_macro", never_predicted) == pytest.approx((1 + 0) / 2)
     assert score("f1_macro", never_predicted) == pytest.approx((2 * 2 / 6 + 0) / 2)
     never_true = labelled("aabb", "aaaa")
@@ -61,12 +63,69 @@ def test_class_scores_agree_with_scikit_learn_also_where_choices_tie(digits: int
     rows, columns = np.nonzero(shares)
     said = [cell.choices[i][j] for i, j in zip(rows.tolist(), columns.tolist(), strict=True)]
     true = [cell.choices[i][int(cell.answer[i])] for i in rows.tolist()]
-    options = {"sample_weight": shares[rows, columns], "zero_division": np.nan}
+    options = {"sample_weight": shares[rows, columns], "zero_division": 0}
     for name in MACRO:
-        reference = getattr(metrics, f"{name.removesuffix('_macro')}_score")(true, said, average="macro", **options)
+        function = getattr(metrics, f"{name.removesuffix('_macro')}_score")
+        reference = function(true, said, average="macro", **options)  # every class is true of some document
         assert score(name, cell) == pytest.approx(reference, rel=1e-12), name
     reference = metrics.f1_score(true, said, average="micro", **options)
     assert score("f1_micro", cell) == pytest.approx(reference, rel=1e-12) == score("acc", cell)
+
+
+@pytest.mark.parametrize(("said", "truth"), [("aaaaaa", "aaaaab"), ("aabbcc", "aabbbb"), ("aaabbb", "aaaabc")])
+def test_collapse_is_not_rewarded_as_in_scikit_learn(said: str, truth: str) -> None:
+    metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn is the reference implementation")
+    for name in MACRO:
+        reference = getattr(metrics, f"{name.removesuffix('_macro')}_score")
+        labels = sorted(set(truth) if name == "recall_macro" else {*said, *truth})
+        expected = reference(list(truth), list(said), labels=labels, average="macro", zero_division=0)
+        assert score(name, labelled(said, truth)) == pytest.approx(expected), name
+
+
+def of_classes(counts: list[list[int]]) -> Cell:
+    """Documents by true and predicted class."""
+    pairs = [("abc"[j], "abc"[i]) for i, row in enumerate(counts) for j, n in enumerate(row) for _ in range(n)]
+    return labelled("".join(said for said, _ in pairs), "".join(truth for _, truth in pairs))
+
+
+def test_the_error_of_a_macro_score_is_withheld_where_a_class_is_rare() -> None:
+    rare = of_classes([[90, 0, 0], [2, 5, 0], [0, 0, 3]])
+    for name in MACRO:
+        *numbers, note = interval_of(name, rare)
+        assert np.isnan(numbers).all() and note == "class 'c' has 3 documents, an error needs 20 of each"
+    collapsed = of_classes([[60, 0, 0], [40, 0, 0], [0, 0, 0]])
+    assert interval_of("precision_macro", collapsed)[3] == (
+        "class 'b' is predicted in 0 documents, an error needs 20 of each"
+    )
+    assert interval_of("recall_macro", collapsed)[3] is None
+    assert all(interval_of(name, of_classes([[40, 20, 0], [20, 20, 0], [0, 0, 0]]))[3] is None for name in MACRO)
+
+
+def test_the_interval_of_a_recall_of_1_is_wilsons_of_each_class() -> None:
+    low, high = interval_of("recall_macro", of_classes([[30, 0, 0], [0, 50, 0], [0, 0, 0]]))[1:3]
+    gaps = [1 - wilson(n, n)[0] for n in (30, 50)]
+    assert (low, high) == pytest.approx((1 - math.hypot(*gaps) / 2, 1))
+
+
+@pytest.mark.parametrize("name", MACRO)
+@pytest.mark.parametrize(("share", "right"), [((0.8, 0.2), (0.97, 0.9)), ((0.5, 0.5), (0.9, 0.8))])
+def test_intervals_of_macro_scores_hold_the_truth(
+    name: str, share: tuple[float, float], right: tuple[float, float]
+) -> None:
+    rng = np.random.default_rng(0)
+    joint = np.array(
+        [[share[0] * right[0], share[0] * (1 - right[0])], [share[1] * (1 - right[1]), share[1] * right[1]]]
+    )
+    hit, said, true = np.diag(joint), joint.sum(axis=0), joint.sum(axis=1)
+    truth = {"precision_macro": hit / said, "recall_macro": hit / true, "f1_macro": 2 * hit / (said + true)}[
+        name
+    ].mean()
+    hits = []
+    for _ in range(200):
+        drawn = rng.multinomial(200, joint.ravel()).reshape(2, 2)
+        low, high = interval_of(name, of_classes(drawn.tolist()))[1:3]
+        hits.append(low <= truth <= high)
+    assert np.mean(hits) >= 0.91  # 0.95, less two standard errors of 200 draws and a bit
 
 
 @pytest.mark.parametrize("name", MACRO)
@@ -166,6 +225,20 @@ def test_calibration_agrees_with_a_plain_loop(digits: int | None) -> None:
     assert score("ece", cell) == pytest.approx(total, rel=1e-12)
     bins = [found for found in reliability(cell) if found["n"]]
     assert sum(f["n"] * abs(f["accuracy"] - f["confidence"]) for f in bins) / 200 == pytest.approx(total, rel=1e-12)
+
+
+def test_a_calibration_error_that_luck_explains_has_no_interval() -> None:
+    rng = np.random.default_rng(0)
+    p = rng.uniform(0.5, 1, size=400)
+    calibrated = confident(p.tolist(), (rng.random(400) < p).tolist())
+    *numbers, note = interval_of("ece", calibrated)
+    luck = calibration([found for found in reliability(calibrated) if found["n"]])["ece_calibrated"]
+    assert np.isnan(numbers).all() and f"below twice the {luck:.2g} of a calibrated model" in note
+    sure = confident(np.full(400, 0.95).tolist(), (rng.random(400) < 0.7).tolist())
+    value, error = score("ece", sure), standard_error("ece", sure)
+    assert interval_of("ece", sure) == (
+        pytest.approx(error), pytest.approx(value - Z * error), pytest.approx(value + Z * error), None,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(("sharpness", "low", "high"), [(2.0, 0.9, 1.12), (1.0, 1.3, 2.2)])

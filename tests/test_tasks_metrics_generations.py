@@ -44,11 +44,14 @@ def test_answers_are_compared_as_the_task_normalises_them() -> None:
         ("an apple a day", "apple apple day", 4 / 5),  # a repeated word counts as often as on both sides
         ("It's 5", "its five", 1 / 2),
         ("Paris", "Rome", 0.0),
-        ("the", "a", 1.0),  # nothing is left of either
+        ("the", "a", 0.0),  # published: 1, as nothing is left of either
+        ("-5", "5", 0.0),  # published: 1
         ("the", "Rome", 0.0),
     ],
 )
-def test_f1_is_that_of_the_published_squad_script(said: str, reference: str, expected: float) -> None:
+def test_f1_is_that_of_the_published_squad_script_but_for_numbers_and_articles_alone(
+    said: str, reference: str, expected: float
+) -> None:
     assert scored("f1", [said], [[reference]], normalize="squad") == [pytest.approx(expected)]
 
 
@@ -62,7 +65,7 @@ def test_a_reference_is_contained_as_whole_words_only() -> None:
     assert scored("contains", ["It is 17.", "It is 7, I think."], [["7"], ["7"]]) == [0, 1]
     assert scored("contains", ["concatenate", "a Cat!"], [["cat"], ["dog", "CAT"]], normalize="squad") == [0, 1]
     assert scored("contains", ["答案是北京。"], [["北京"]], language="zh") == [1]
-    assert scored("contains", ["The"], [["a b", "an"]], normalize="squad") == [1]  # nothing left of either
+    assert scored("contains", ["The", "It is A"], [["a b", "an"], ["A"]], normalize="squad") == [0, 1]
     assert scored("contains", ["Rome"], [["an"]], normalize="squad") == [0]
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from tasks.errors import TaskError
-from tasks.text import LANGUAGES, NORMALIZATIONS, occurs, sentences, words
+from tasks.text import LANGUAGES, NORMALIZATIONS, normalization, occurs, places, sentences, words
 
 
 def test_english_words_stand_between_white_space() -> None:
@@ -49,13 +49,48 @@ def test_an_unknown_language_is_refused_by_name() -> None:
         ("squad", "The  Cat's, an a-b theatre!", "cats ab theatre"),
         ("squad", "《红楼梦》。", "《红楼梦》。"),  # the published script knows ASCII marks alone
         ("zh", "《红楼梦》 。", "红楼梦"),
-        ("zh", "￥5＋3", "53"),
+        ("squad", "The U.S., it's (e-mail)... covid-19!", "us its email covid19"),  # as published
+        ("squad", "10,000 $5. a 5 - 3 (1.) U.S.5 v.2", "10000 5 5 3 1 us5 v2"),  # as published
+        ("squad", "-5, -.5; 3.14. 1/2 3+4 +5", "-5 -.5 3.14 1/2 3+4 5"),  # published: 5 5 314 12 34 5
+        ("zh", "￥5＋3", "5+3"),
+        ("zh", "½、-5、−5，３．５。", "1/2-5-53.5"),
         ("zh", "ＡＢＣ　１２３，北 京 is Big", "abc 123北京is big"),
     ],
 )
 def test_normalisations(name: str, text: str, expected: str) -> None:
     normalize = NORMALIZATIONS[name]
     assert normalize(text) == expected == normalize(normalize(text))
+
+
+@pytest.mark.parametrize(
+    ("name", "one", "other"),
+    [("squad", "-5", "5"), ("squad", "3.14", "314"), ("squad", "1/2", "12"), ("zh", "3.5", "35"), ("zh", "-5", "5")],
+)
+def test_numbers_of_the_same_digits_stay_two(name: str, one: str, other: str) -> None:
+    assert NORMALIZATIONS[name](one) != NORMALIZATIONS[name](other)
+
+
+@pytest.mark.parametrize(
+    ("name", "reference", "same", "others"),
+    [
+        ("squad", "A", ["a", "A.", " (A) "], ["", "the", "an", "B", "."]),
+        ("squad", "+", ["+", " + "], ["", "-", "the"]),
+        ("squad", "The cat", ["cat", "a cat!"], ["the", ""]),  # something is left: as published
+        ("zh", "+", ["+", "＋"], ["-", "", "<"]),
+        ("zh", "。", ["。"], ["，", ""]),
+    ],
+)
+def test_a_reference_of_which_nothing_would_be_left_equals_itself_alone(
+    name: str, reference: str, same: list[str], others: list[str]
+) -> None:
+    normalize = normalization(name, reference)
+    assert all(normalize(text) == normalize(reference) for text in same)
+    assert all(normalize(text) != normalize(reference) for text in others)
+
+
+def test_places_are_where_whole_words_begin() -> None:
+    assert list(places("7", "7 + 17 = 7, 77")) == [0, 9]
+    assert list(places("", "x")) == []
 
 
 @pytest.mark.parametrize(

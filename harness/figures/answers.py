@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from harness.figures.base import GRID, INK, MARKERS, STYLE, by_size, canvas, grid, legend, log_axis, text
-from harness.intervals import Z, wilson
+from harness.intervals import Z
 
 MAX_CURVES = 6  # panels of loss by position
 MAX_TASKS, MAX_SIZES = 3, 4  # reliability diagrams, and the lines of one
@@ -78,7 +78,7 @@ def reliability_data(table: pd.DataFrame, axis: str) -> pd.DataFrame:
     """Rows "bin" (accuracy by confidence, of at most four sizes) and rows "ece" (calibration error of every run).
 
     At most three tasks, each at the level where the error exceeds most what chance makes of it. Bins add up the seeds'
-    answers; lo and hi are Wilson's 95 % interval for as many documents as one seed has: seeds answer the same ones."""
+    answers; lo and hi are the mean ends of the seeds' 95 % intervals: seeds answer the same documents."""
     runs = table.drop_duplicates([*_CURVE, "run_id"])
     runs = runs.assign(excess=runs["ece"] - runs["ece_calibrated"])
     worst = runs.groupby(_CURVE, sort=False)["excess"].max().reset_index()
@@ -92,15 +92,16 @@ def reliability_data(table: pd.DataFrame, axis: str) -> pd.DataFrame:
         sizes = by_size(mine)
         drawn = [sizes[i] for i in np.unique(np.linspace(0, len(sizes) - 1, MAX_SIZES).round().astype(int))]
         bins = table[(table["task"] == task) & (table["level"] == level) & table["size"].isin(drawn)]
+        bins = bins.reindex(columns=list(dict.fromkeys([*bins, "accuracy_lo", "accuracy_hi"])))  # else no bars
         bins = bins.assign(told=bins["n"] * bins["confidence"], right=bins["n"] * bins["accuracy"])
-        sums = bins.groupby(["size", "n_params_non_embedding", "lower", "upper"], sort=False).agg(
-            n=("n", "sum"), told=("told", "sum"), right=("right", "sum")
-        )
+        bins["known"] = bins["n"].where(bins["accuracy_lo"].notna())
+        bins["lo"], bins["hi"] = bins["known"] * bins["accuracy_lo"], bins["known"] * bins["accuracy_hi"]
+        keys = ["size", "n_params_non_embedding", "lower", "upper"]
+        sums = bins.groupby(keys, sort=False)[["n", "told", "right", "known", "lo", "hi"]].sum()
         sums = sums[sums["n"] >= MIN_ANSWERS].reset_index().assign(row="bin", **at)
         sums["confidence"], sums["accuracy"] = sums["told"] / sums["n"], sums["right"] / sums["n"]
-        n_seeds = sums["size"].map(mine.groupby("size")["run_id"].nunique())
-        ends = [wilson(p * n / k, n / k) for p, n, k in zip(sums["accuracy"], sums["n"], n_seeds, strict=True)]
-        sums["lo"], sums["hi"] = ([end[i] for end in ends] for i in (0, 1))
+        known = sums["known"].where(sums["known"] > 0)
+        sums["lo"], sums["hi"] = sums["lo"] / known, sums["hi"] / known
         parts += [sums.sort_values(["n_params_non_embedding", "size", "lower"]), errors]
     keep = [*_CURVE, "row", "size", "n_params_non_embedding", "lower", "upper", "n", "confidence", "accuracy"]
     keep += ["lo", "hi", "seed", "x", "ece", "ece_calibrated"]

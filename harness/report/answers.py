@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from harness import figures
-from harness.paired import ENDS, steps_up
+from harness.paired import ENDS, MCNEMAR, steps_up
 from harness.report.drawing import Drawn, save_figure
 from harness.report.tables import KEYS, Tables
 from harness.wording import DASH, count, interval, known, listing, natural, number
@@ -62,13 +62,13 @@ def flags(page: Tables) -> list[str]:
 
 
 def steps(page: Tables) -> list[dict[str, Any]]:
-    """Return for each task and level the first size that is significantly better than the one before it.
+    """Return for each task and level the first size whose run is significantly better than that of the size before it.
 
-    On the headline metric and on its continuous partner; with the difference, and in how many seeds it has that
-    direction."""
+    On the headline metric and on its continuous partner; the size of the step is that of the seeds which had no part
+    in the choice, beside how many of them move the same way."""
     if page.pairs.empty:
         return []
-    first = steps_up(page.pairs, alpha=ALPHA).set_index(KEYS)
+    first = steps_up(page.pairs, page.scores, alpha=ALPHA).set_index(KEYS)
     ends = page.pairs[page.pairs["pair"].eq(ENDS)].drop_duplicates(KEYS).set_index(KEYS)
     heads = page.pairs[page.pairs["headline"].eq(True)].drop_duplicates(KEYS)
     partners = page.pairs[page.pairs["headline"].ne(True)].drop_duplicates(["task", "level"])
@@ -83,11 +83,11 @@ def steps(page: Tables) -> list[dict[str, Any]]:
         rows.append({
             "task": row["task"], "level": row["level"], "metric": row["metric"], "partner": partner,
             "control": row["task"] in page.controls,
-            "step": DASH if step is None else f"{step['size_a']} → {step['size_b']}",
-            "difference": DASH if step is None else _difference(step),
+            "step": DASH if step is None else _step(step),
             "q": DASH if step is None else _small(step["q"]),
-            "seeds": DASH if step is None else _seeds(page, step, key),
-            "partner_step": "{size_a} → {size_b}".format(**first.loc[other]) if other in first.index else DASH,
+            "others": DASH if step is None or not step["n_others"] else f"{number(step['others']):+.3f}",
+            "seeds": DASH if step is None else _seeds(step),
+            "partner_step": _step(first.loc[other]) if other in first.index else DASH,
             "whole": DASH if end is None else _difference(end) + ("" if end["q"] <= ALPHA else ", not significant"),
             "note": row["note"] if isinstance(row["note"], str) and step is None and not known(row["p"]) else "",
         })  # fmt: skip
@@ -96,7 +96,7 @@ def steps(page: Tables) -> list[dict[str, Any]]:
 
 
 def _difference(row: pd.Series) -> str:
-    digits = "{:+.2f}" if row["method"] == "McNemar, exact" else "{:+.3f}"
+    digits = "{:+.2f}" if row["method"] == MCNEMAR else "{:+.3f}"
     return interval(row["difference"], row["lo"], row["hi"], digits)
 
 
@@ -104,16 +104,15 @@ def _small(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.2g}"
 
 
-def _seeds(page: Tables, step: pd.Series, key: tuple[str, str, str]) -> str:
-    """Say in how many of the seeds that both sizes have the step goes the same way."""
-    rows = page.scores[page.scores["is_last"].eq(True) & page.scores["value"].notna()]
-    for name, value in zip(KEYS, key, strict=True):
-        rows = rows[rows[name] == value]
-    values = rows.pivot_table(index="seed", columns="size", values="value", aggfunc="mean")
-    if not {step["size_a"], step["size_b"]} <= set(values):
-        return DASH
-    gaps = (values[step["size_b"]] - values[step["size_a"]]).dropna()
-    return f"{int((gaps * number(step['difference']) > 0).sum())} of {len(gaps)}" if len(gaps) else DASH
+def _step(step: pd.Series) -> str:
+    """Name the sizes of a step, and say where the other seeds do not bear it out on average."""
+    repeated = not step["n_others"] or step["others"] * step["difference"] > 0
+    return f"{step['size_a']} → {step['size_b']}" + ("" if repeated else ", not repeated")
+
+
+def _seeds(step: pd.Series) -> str:
+    n = int(step["n_others"])
+    return f"{int(step['n_agree'])} of the {n} {'other' if n == 1 else 'others'}" if n else "no other"
 
 
 def reliability_figures(page: Tables, folder: Path) -> list[Drawn]:
@@ -127,7 +126,7 @@ def reliability_figures(page: Tables, folder: Path) -> list[Drawn]:
     what = (
         "Above: how often the chosen answer is right, by the probability the model gives it among the choices; on the "
         "dotted diagonal a model is as often right as it claims, below it claims too much. Seeds are added up, bars "
-        "are 95 % intervals for the documents of one seed; bins of fewer than "
+        "are 95 % intervals for the documents of one seed, with documents of one source as one; bins of fewer than "
         f"{figures.MIN_ANSWERS} answers are not drawn. Below: the expected calibration error of every run (points) and "
         "its mean over seeds (line); dotted: what a model whose confidence is right would show with so few documents. "
         f"{tasks} of {count(of, 'task')} with choices, where the error exceeds that most"
@@ -142,8 +141,9 @@ def position_figures(page: Tables, folder: Path) -> list[Drawn]:
         return []
     what = (
         "Loss by how much of the text a token was predicted from, one line per size, darker is larger; means over "
-        "seeds, bars are 95 % intervals over documents. Where a line still falls, the model makes use of what it read "
-        "that far back"
+        "seeds, bars are 95 % intervals over documents. Every range is read off the same documents. That a line falls "
+        "does not show that a model uses what it read: what stands later in a text may be easier by itself. Where "
+        "larger models fall further than smaller ones, the texts alone do not explain it"
     )
     return [save_figure(figures.position_figure(data), folder, "positions", data, what)]
 

@@ -38,7 +38,7 @@ COLUMNS = {
     "positions": "task level run_id size n_params_non_embedding n_params seed tokens flops position position_end value "
     "item_se n_tokens n",
     "reliability": "task level run_id size n_params_non_embedding n_params seed tokens flops lower upper n confidence "
-    "accuracy ece ece_calibrated n_documents",
+    "accuracy accuracy_lo accuracy_hi ece ece_calibrated n_documents",
     "forecasts": "task level metric kind role headline continuous predictor target_n_params_non_embedding "
     "target_tokens target_flops predicted lo50 hi50 lo80 hi80 lo95 hi95 weight extrapolation note",
 }

@@ -1,7 +1,7 @@
 """Per-document scores, vectorised over one cell (a run x checkpoint x task x level), with chance levels and partners.
 
 Every metric that jumps at a threshold names a continuous partner on the same documents, so that "the ability jumped"
-and "the metric jumped" can be told apart.
+and "the metric jumped" can be told apart. Descriptive metrics say how answers are and not how good: they name none.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import numpy as np
 from rapidfuzz.distance import Levenshtein
 
 from tasks.metrics.base import NATS, Cell, Scores, metric, missing
-from tasks.text import NORMALIZATIONS, occurs, words
+from tasks.text import normalization, occurs, words
 
 T = TypeVar("T")
 
@@ -30,6 +30,16 @@ def best(cell: Cell, similarity: Callable[[T, T], float], prepare: Callable[[str
     return np.array(scores, dtype=np.float64), None
 
 
+def _best_normalized(cell: Cell, similarity: Callable[[str, str], float]) -> Scores:
+    """The best similarity to a reference, both normalised as the task says (tasks.text.normalization)."""
+
+    def compared(said: str, reference: str) -> float:
+        normalize = normalization(cell.normalize, reference)
+        return similarity(normalize(said), normalize(reference))
+
+    return best(cell, compared, str)
+
+
 def _exact_match(cell: Cell) -> Scores:
     """1 where the generation equals a reference, both normalised as the task says.
 
@@ -38,7 +48,7 @@ def _exact_match(cell: Cell) -> Scores:
     """
     if cell.generations is None:
         return (cell.column("n_greedy") == cell.n_tokens).any(axis=1).astype(np.float64), None
-    return best(cell, lambda said, reference: float(said == reference), NORMALIZATIONS[cell.normalize])
+    return _best_normalized(cell, lambda said, reference: float(said == reference))
 
 
 def token_f1(generation: str, reference: str, *, language: str = "en") -> float:
@@ -54,14 +64,12 @@ def token_f1(generation: str, reference: str, *, language: str = "en") -> float:
 
 def _f1(cell: Cell) -> Scores:
     language = cell.language
-    return best(
-        cell, lambda said, reference: token_f1(said, reference, language=language), NORMALIZATIONS[cell.normalize]
-    )
+    return _best_normalized(cell, lambda said, reference: token_f1(said, reference, language=language))
 
 
 def _contains(cell: Cell) -> Scores:
     """1 where a reference stands in the generation, not inside a longer word; a long generation finds it by chance."""
-    return best(cell, lambda said, reference: float(occurs(reference, said)), NORMALIZATIONS[cell.normalize])
+    return _best_normalized(cell, lambda said, reference: float(occurs(reference, said)))
 
 
 def edit_similarity(generation: str, reference: str) -> float:
@@ -86,9 +94,23 @@ METRICS = (
     metric("exact_match", "Answer", _exact_match, partner="nats_per_token", chance=lambda cell: 0.0, usual=True),
     metric("f1", "Answer", _f1, partner="nats_per_token", usual=True),
     metric("contains", "Answer", _contains, partner="nats_per_token", chance=lambda cell: 0.0),
-    metric("edit_similarity", "Answer", lambda cell: best(cell, edit_similarity, str.strip), usual=True),
+    # Graded by the character, and the smooth one of what reads greedy text (Schaeffer et al. 2023).
+    metric(
+        "edit_similarity",
+        "Answer",
+        lambda cell: best(cell, edit_similarity, str.strip),
+        continuous=True,
+        usual=True,
+    ),
     metric("token_accuracy", "Answer", _token_accuracy, partner="nats_per_token", usual=True),
     metric(
-        "nats_per_token", "Answer Text", nats_per_token, unit="nats", bounds=NATS, higher_is_better=False, usual=True
+        "nats_per_token",
+        "Answer Text",
+        nats_per_token,
+        continuous=True,
+        unit="nats",
+        bounds=NATS,
+        higher_is_better=False,
+        usual=True,
     ),
 )

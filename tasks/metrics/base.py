@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Scores = tuple[Floats, Floats | None]  # values (m,), weights (m,) or None for equal ones; the score is their mean
+Interval = tuple[float, float, float, str | None]  # standard error, lower and upper end, why they are NaN
 SHARE, NATS = (0.0, 1.0), (0.0, math.inf)
 
 
@@ -69,6 +70,8 @@ class Metric:
     usual: bool  # scored on every task of its output; else where a task asks for it
     function: Callable[[Cell], Scores]
     chance: Callable[[Cell], float | None]  # expected score of guessing evenly, None where that is not defined
+    descriptive: bool = False  # says how an answer is, not how good: no verdicts, tests, forecasts or links
+    interval: Callable[[Cell, float, float], Interval] | None = None  # of (cell, value, se); None for the usual one
 
 
 def undefined(cell: Cell) -> None:
@@ -81,17 +84,20 @@ def metric(
     function: Callable[[Cell], Scores],
     *,
     partner: str | None = None,
+    continuous: bool = False,
     chance: Callable[[Cell], float | None] = undefined,
     unit: str = "share",
     bounds: tuple[float, float] = SHARE,
     higher_is_better: bool = True,
     needs: str = "",
     usual: bool = False,
+    descriptive: bool = False,
+    interval: Callable[[Cell, float, float], Interval] | None = None,
 ) -> Metric:
     return Metric(
         name=name,
         outputs=tuple(outputs.split()),
-        continuous=partner is None,
+        continuous=continuous,
         higher_is_better=higher_is_better,
         partner=partner,
         unit=unit,
@@ -100,7 +106,34 @@ def metric(
         usual=usual,
         function=function,
         chance=chance,
+        descriptive=descriptive,
+        interval=interval,
     )
+
+
+def withheld(reason: str) -> Interval:
+    return math.nan, math.nan, math.nan, reason
+
+
+def reach(cell: Cell) -> float:
+    """How many standard errors a 95 % interval reaches: Student's t over clusters, of which there may be few."""
+    from scipy.stats import norm, t
+
+    return float(norm.ppf(0.975) if cell.clusters is None else t.ppf(0.975, max(n_units(cell) - 1, 1)))
+
+
+def wilson(share: float, n: float, z: float) -> tuple[float, float]:
+    """The interval of a share (Wilson 1927) of n documents, or of as many as would err as much (Kish 1965)."""
+    middle, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
+
+
+def n_units(cell: Cell) -> float:
+    """Documents, or clusters where documents come in clusters: as many of equal size as would err as much."""
+    if cell.clusters is None:
+        return float(len(cell.logprobs))
+    sizes = np.unique(cell.clusters, return_counts=True)[1].astype(np.float64)
+    return float(sizes.sum() ** 2 / (sizes**2).sum())
 
 
 def mean(values: Floats) -> float | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.metrics.base import Cell, Floats, Scores, metric
+from tasks.metrics.base import Cell, Floats, Interval, Scores, metric, reach, withheld
 from tasks.metrics.choice import accuracy, probabilities
 
 N_BINS = 10
@@ -48,5 +49,29 @@ def _calibration_error(cell: Cell) -> Scores:
     return np.sign(np.bincount(places, weights=gap, minlength=N_BINS))[places] * gap, None
 
 
-# Without a chance: an even guess is as often right as it claims, and 0 is the best score, not the worst.
-METRICS = (metric("ece", "Choice", _calibration_error, partner="brier", higher_is_better=False),)
+def _interval(cell: Cell, value: float, se: float) -> Interval:
+    """The normal interval; withheld where luck can have made half of the score.
+
+    Luck: the mean of a calibrated model with so many documents, sqrt(2 / (pi n) c (1 - c)) in a bin of n and mean
+    confidence c, weighted by n."""
+    bins = [found for found in reliability(cell) if found["n"]]
+    n, c = (np.array([found[name] for found in bins], dtype=float) for name in ("n", "confidence"))
+    luck = float(np.sqrt(2 / math.pi * n * c * (1 - c)).sum() / n.sum())
+    if value < 2 * luck:
+        return withheld(f"{value:.2g} is below twice the {luck:.2g} of a calibrated model with so many documents")
+    half = reach(cell) * se
+    return se, max(0.0, value - half), min(1.0, value + half), None
+
+
+# Without a chance: an even guess is as often right as it claims, and 0 is the best score, not the worst. Without a
+# partner: it tells how a model is sure, not how able it is, and need not rise or fall with size.
+METRICS = (
+    metric(
+        "ece",
+        "Choice",
+        _calibration_error,
+        higher_is_better=False,
+        descriptive=True,
+        interval=_interval,
+    ),
+)

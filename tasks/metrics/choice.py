@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tasks.metrics.base import NATS, Cell, Floats, Scores, mean, metric
+from tasks.metrics.base import NATS, Cell, Floats, Interval, Scores, mean, metric, n_units, reach, wilson
 
 GROUP = 8  # documents that acc_all8 asks to be right together
 
@@ -92,6 +92,23 @@ def _all_of_a_group(cell: Cell) -> Scores:
     return score + GROUP * (holding - score), None
 
 
+def _group_interval(cell: Cell, value: float, se: float) -> Interval:
+    """Wilson's interval of the accuracy to the power of eight, as the score of many documents is.
+
+    The normal interval of the score is empty where all groups are right, or none. Where the spread is 0 for that
+    reason, the error is what the interval implies. Of clusters: Wilson's of as many documents as would err as much."""
+    right = accuracy(None)(cell)[0]
+    p, n, z = float(right.mean()), float(n_units(cell)), reach(cell)
+    if n < 2:
+        return se, math.nan, math.nan, None
+    if cell.clusters is not None and 0 < p < 1:
+        sums = np.bincount(np.unique(cell.clusters, return_inverse=True)[1], right - p)
+        spread = n / (n - 1) * float((sums**2).sum()) / len(right) ** 2
+        n = min(len(right), p * (1 - p) / spread) if spread > 0 else n
+    low, high = (end**GROUP for end in wilson(p, n, z))
+    return se if se > 0 else (high - low) / (2 * z), low, high, None
+
+
 def _group_chance(cell: Cell) -> float | None:
     """Of guessing evenly: the mean chance of a document to the power of eight (documents are guessed independently)."""
     return float((1 / n_choices(cell)).mean() ** GROUP) if len(cell.logprobs) >= GROUP else None
@@ -108,11 +125,12 @@ METRICS = (
     ),
     metric("acc_pmi", "Choice", _accuracy_pmi, partner="logloss", chance=accuracy_chance, needs="alone"),
     # Not usual: it needs many documents and says something of smooth abilities only.
-    metric("acc_all8", "Choice", _all_of_a_group, partner="logloss", chance=_group_chance),
+    metric("acc_all8", "Choice", _all_of_a_group, partner="logloss", chance=_group_chance, interval=_group_interval),
     metric(
         "brier",
         "Choice",
         _brier,
+        continuous=True,
         chance=lambda cell: mean(1 - 1 / n_choices(cell)),
         unit="",
         bounds=(0.0, 2.0),
@@ -123,6 +141,7 @@ METRICS = (
         "logloss",
         "Choice",
         _logloss,
+        continuous=True,
         chance=lambda cell: mean(np.log(n_choices(cell))),
         unit="nats",
         bounds=NATS,
@@ -133,6 +152,7 @@ METRICS = (
         "margin",
         "Choice",
         _margin,
+        continuous=True,
         chance=lambda cell: 0.0,
         unit="nats",
         bounds=(-math.inf, math.inf),

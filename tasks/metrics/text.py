@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tasks.metrics.base import NATS, Cell, Floats, Scores, metric, per_unit
+from tasks.metrics.base import NATS, Cell, Floats, Interval, Scores, metric, per_unit, reach
 
 _LARGEST = math.log(np.finfo(np.float64).max)
 _SPACE = re.compile(r"\s+")
@@ -52,8 +52,23 @@ def _perplexity(units: Callable[[Cell], Floats], unit: str) -> Callable[[Cell], 
     return score
 
 
+def _log_interval(cell: Cell, value: float, se: float) -> Interval:
+    """The normal interval of the nats per unit, as exp of it: a perplexity is skewed and never below 1."""
+    times = math.exp(min(reach(cell) * se / value, _LARGEST - math.log(value)))
+    return se, max(1.0, value / times), value * times, None
+
+
 METRICS = (
-    metric("bits_per_byte", "Text", _bits_per_byte, unit="bits", bounds=NATS, higher_is_better=False, usual=True),
+    metric(
+        "bits_per_byte",
+        "Text",
+        _bits_per_byte,
+        continuous=True,
+        unit="bits",
+        bounds=NATS,
+        higher_is_better=False,
+        usual=True,
+    ),
     *(
         metric(f"{name}_accuracy", "Text", _share(f"{name}s_greedy", f"{name}s"), partner="nats_per_token", usual=True)
         for name in ("char", "word", "sentence")
@@ -63,9 +78,11 @@ METRICS = (
             f"{unit}_perplexity",
             "Text",
             _perplexity(units, unit),
+            continuous=True,
             unit="",
             bounds=(1.0, math.inf),
             higher_is_better=False,
+            interval=_log_interval,
         )
         for unit, units in (("word", _words), ("byte", _bytes))
     ),
