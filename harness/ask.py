@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import pandas as pd
 
-from harness.store import DOCUMENTS, SAMPLES, samples_path, write_table
-from tasks.base import Document, Task
+from harness.store import DOCUMENTS, SAMPLES, documents_path, is_part, read_table, samples_path, write_table
+from tasks.base import Document, Task, TaskError
 from tasks.prompting import drop_shots
 from tasks.text import sentence_spans, word_spans
 
@@ -55,12 +55,44 @@ class TaskToAsk:
 _QUESTIONS: dict[tuple[str, str, int], list[Question]] = {}
 
 
-def questions_of(asked: TaskToAsk, model: Reads, tokenizer: str) -> list[Question]:
-    """Return the questions of a task, made once for every tokenizer (its digest) and context length."""
+def questions_of(asked: TaskToAsk, model: Reads, tokenizer: str, stored: Path | None = None) -> list[Question]:
+    """Return the questions of a task, made once for every tokenizer (its digest) and context length.
+
+    Raises TaskError where they are not those of the documents part `stored`: no two models may be scored on different
+    questions under one name."""
     key = (asked.digest, tokenizer, model.context_length)
     if key not in _QUESTIONS:
-        _QUESTIONS[key] = questions(asked.task.documents(limit=asked.limit), model)
+        documents = asked.task.documents(limit=asked.limit)
+        if stored is not None and is_part(stored):
+            _check_documents(asked.task, documents_frame(documents), read_table(stored))
+        _QUESTIONS[key] = questions(documents, model)
     return _QUESTIONS[key]
+
+
+def forget_questions() -> None:
+    """Make all questions anew; a task file may have been edited since."""
+    _QUESTIONS.clear()
+
+
+def _check_documents(task: Task, made: pd.DataFrame, stored: pd.DataFrame) -> None:
+    columns = ["level", "doc_id", "prompt_digest", "continuations", "answer"]
+    before, now = (
+        [tuple(map(_plain, row)) for row in frame[columns].itertuples(index=False)] for frame in (stored, made)
+    )
+    if before != now:
+        other = next((new for old, new in zip(before, now, strict=False) if old != new), None)
+        which = f"document {other[1]}{f' of {other[0]}' if other[0] else ''}" if other else "their number"
+        raise TaskError(
+            f"task {task.name!r} ({task.source}): {which} is not as it was when it was first asked, though the task's "
+            "digest is the same; raise its version=, or draw all randomness from the rng that is passed in"
+        )
+
+
+def _plain(value: Any) -> Any:
+    """A cell of a table, to be compared: lists come back from disk as arrays, missing numbers as NaN."""
+    if isinstance(value, list | np.ndarray):
+        return tuple(value)
+    return None if pd.isna(value) else value
 
 
 def ask_tasks(
@@ -84,7 +116,7 @@ def ask_tasks(
         try:
             frame = answer(
                 model,
-                questions_of(asked, model, tokenizer),
+                questions_of(asked, model, tokenizer, documents_path(results, asked.task.name, asked.digest)),
                 run_id=run_id,
                 step=step,
                 task_digest=asked.digest,

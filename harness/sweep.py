@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import corpus
-from harness.ask import TaskToAsk, ask_tasks, documents_frame
+from harness.ask import TaskToAsk, ask_tasks, documents_frame, forget_questions
 from harness.execute import Event, Job, Progress, Report, run_jobs
 from harness.judge import judge_cells, unjudged
 from harness.plan import Plan, RunPlan, evaluated_steps, make_plan
@@ -57,6 +57,7 @@ def run_missing(sweep: Sweep, results: Path, *, workers: int, report: Report) ->
 
     `workers` = 0 works in this process. A failed run leaves error.json beside its checkpoints and the others go on."""
     _load.cache_clear()  # a task file may have been edited since the last sweep of this process
+    forget_questions()
     folder = results / sweep.spec.name
     with locked(folder):
         plan = make_plan(sweep, results)

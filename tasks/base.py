@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -136,7 +136,7 @@ class Task:
         if name in OUTPUTS:
             return name
         if self.rows:
-            return self._call(self.rows[0], self.levels[0], "row 0").output
+            return self._call(self.rows[0], self.levels[0], self.rows[0].where).output
         return self._call(identity.generator(self.name, "output"), self.levels[0], "its first draw").output
 
     @property
@@ -186,6 +186,7 @@ class Task:
             "examples": [dict(row) for row in self.example_rows] if self.examples is not None else None,
             "fixed_shots": self.fixed_shots,
             "preamble": self.preamble,
+            "cluster": self.cluster,  # kept with the documents, not with the scores
         }
         used = {name: value for name, value in later.items() if value}
         return identity.digest_of(
@@ -265,8 +266,14 @@ class Task:
     def _candidates(self, level: dict[str, Any], limit: int | None, seed: int) -> Iterator[tuple[int, Doc]]:
         if self.data is not None:
             # In an order of hashes, so that a limit takes a fair sample of a file sorted by topic or label.
-            for i in sorted(range(len(self.rows)), key=lambda i: identity.digest_of(self.name, seed, i)):
-                yield i, self._call(self.rows[i], level, self.rows[i].where)
+            for n, i in enumerate(sorted(range(len(self.rows)), key=lambda i: identity.digest_of(self.name, seed, i))):
+                doc = self._call(self.rows[i], level, self.rows[i].where)
+                if n < 3 and doc != self._call(self.rows[i], level, self.rows[i].where):
+                    raise TaskError(
+                        f"{self.rows[i].where}: task {self.name!r}: its document differs when it is made twice; make "
+                        "it of the row alone"
+                    )
+                yield i, doc
             return
         for i in range(MAX_DRAWS_PER_DOCUMENT * (limit or DEFAULT_SIZE)):
             key = (self.digest, "evaluation", level_name(level), seed, i)
@@ -320,8 +327,8 @@ class Task:
             raise TaskError(f"{place}task {self.name!r}: {error}") from error
         except Exception as error:
             raise TaskError(
-                f"task {self.name!r} ({self.source}): its function failed on {where} "
-                f"{dict(level) or ''}: {type(error).__name__}: {error}"
+                f"task {self.name!r} ({self.source}): its function failed on {where}"
+                f"{' ' * bool(level)}{dict(level) or ''}: {type(error).__name__}: {error}"
             ) from error
         if not isinstance(doc, Choice | Answer | Text):
             raise TaskError(
@@ -444,6 +451,14 @@ def task(
     version: raise it when the documents change in a way that the function's source does not show.
     Raises TaskError for an argument that cannot work.
     """
+
+    for option, values in levels.items():
+        if isinstance(values, str | bytes | bool) or not isinstance(values, Iterable):
+            known = list(inspect.signature(task).parameters)[1:-1]
+            raise TaskError(
+                f"task {name!r}: {option}={values!r} is neither an option{suggest(option, known)[:-1]} nor a list of "
+                f"values of a difficulty level; options: {', '.join(known)}"
+            )
 
     def decorate(function: Callable[..., Doc]) -> Task:
         return Task(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
+import re
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,7 +36,7 @@ def held_out(content: str) -> bool:
 
 
 def code_text(function: Callable[..., Any]) -> str:
-    """The source of a function and of the functions and constants it uses from its own folder.
+    """The source of a function and of the functions, classes and constants it uses from its own folder.
 
     Decorators, docstrings, blank lines and whole-line comments are left out: none of them changes what is computed.
     Names reached through a module (`module.NAME`) are not followed.
@@ -60,12 +61,26 @@ def _collect(function: FunctionType | Callable[..., Any], root: Path, parts: dic
         if isinstance(used, FunctionType):
             if Path(used.__code__.co_filename).parent == root:
                 _collect(used, root, parts)
-        elif isinstance(used, str | int | float | tuple | list | dict | set | frozenset):
+        elif isinstance(used, type):
+            if not used.__module__.startswith("tasks.") and _folder_of(used) == root:
+                parts[f"{used.__module__}.{used.__qualname__}"] = textwrap.dedent(inspect.getsource(used))
+        elif isinstance(used, re.Pattern | np.ndarray | str | int | float | tuple | list | dict | set | frozenset):
             parts[f"{label}:{name}"] = f"{name} = {_constant_text(used)}"
+
+
+def _folder_of(used: type) -> Path | None:
+    try:
+        return Path(inspect.getfile(used)).parent
+    except (OSError, TypeError):  # built in
+        return None
 
 
 def _constant_text(value: object) -> str:
     """A text of a constant that is the same in every process: no memory address, no order of a set."""
+    if isinstance(value, re.Pattern):
+        return f"re.compile({value.pattern!r}, {value.flags})"
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {value.shape} {_constant_text(value.tolist())}"
     if isinstance(value, dict):
         return f"{{{', '.join(f'{_constant_text(key)}: {_constant_text(item)}' for key, item in value.items())}}}"
     if isinstance(value, tuple | list):

@@ -1,11 +1,14 @@
 """What a row of answers says, asked of models that are made up for the purpose."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from harness.ask import _text_row, answer, documents_frame, questions
+from harness.ask import TaskToAsk, _text_row, answer, documents_frame, forget_questions, questions, questions_of
+from harness.store import DOCUMENTS, write_table
 from models.lm import Generation, Scored, TextScored
-from tasks import Answer, generation, task
+from tasks import Answer, TaskError, generation, task
 
 
 class Sayer:
@@ -58,6 +61,24 @@ def test_nothing_is_generated_where_no_token_may_be(made, writes: bool) -> None:
     rows = answer(model, questions(documents, model), run_id="r", step=1, task_digest="d")
     assert len(model.asked) == 3 * writes and rows["generation"].notna().all() == writes
     assert [list(found) for found in rows["logprobs"]] == [[-5.0]] * 3  # " home"
+
+
+def test_no_model_is_asked_other_questions_than_those_stored_under_the_same_name(tmp_path: Path) -> None:
+    stored = tmp_path / "said.parquet"
+    asked = TaskToAsk(task=said, limit=None, digest="d")
+    frame = documents_frame(said.documents())
+    for change, fault in (({}, None), ({"answer": 1}, "document 0 "), ({"prompt_digest": "x"}, "document 0 ")):
+        forget_questions()
+        write_table(stored, frame.assign(**change), DOCUMENTS)
+        if fault is None:
+            assert len(questions_of(asked, Sayer(64), "t", stored)) == 3
+        else:
+            with pytest.raises(TaskError, match=f"task 'said'.*{fault}is not as it was when it was first asked"):
+                questions_of(asked, Sayer(64), "t", stored)
+    forget_questions()
+    write_table(stored, frame.head(2), DOCUMENTS)
+    with pytest.raises(TaskError, match="their number is not as it was"):
+        questions_of(asked, Sayer(64), "t", stored)
 
 
 def test_documents_are_kept_with_the_lengths_of_their_bare_continuations() -> None:

@@ -62,6 +62,8 @@ def test_an_answer_may_be_given_as_a_choice_or_as_its_index() -> None:
         ({"metric": "exactmatch"}, "did you mean 'exact_match'"),
         ({"shots": -1}, "shots must be at least 0"),
         ({"size": 0}, "size at least 1"),
+        ({"fixed_shot": True}, "fixed_shot=True is neither an option, did you mean 'fixed_shots'"),
+        ({"languag": "zh"}, "languag='zh' is neither an option, did you mean 'language'"),
         ({"language": "cn"}, "unknown language 'cn'.*Known: en, zh"),
         ({"normalize": "squads"}, "unknown normalization 'squads', did you mean 'squad'"),
         ({"cluster": "page"}, "need rows: give data="),
@@ -142,6 +144,17 @@ def test_an_impure_task_is_caught() -> None:
 
     with pytest.raises(TaskError, match=r"'made' .*document 0 differs when drawn twice"):
         make_task(impure).documents(limit=3)
+
+
+def test_an_impure_task_on_data_is_caught() -> None:
+    drawn = iter(range(1000))
+
+    @task("shuffled", kind="qa", data=[{"q": f"question {i}"} for i in range(5)])
+    def shuffled(row) -> Answer:
+        return Answer(row["q"], str(next(drawn)))
+
+    with pytest.raises(TaskError, match=r"row \d: task 'shuffled': its document differs when it is made twice"):
+        shuffled.documents()
 
 
 def test_rows_that_differ_in_their_choices_alone_are_all_asked() -> None:
@@ -290,11 +303,34 @@ def test_a_row_without_a_cluster_is_one_of_its_own(tmp_path: Path) -> None:
     assert found[0] == found[1] == "1" and [found[i] for i in (2, 3, 4)] == ["row 2", "row 3", "row 4"]
 
 
-@pytest.mark.parametrize("options", ["examples=shown", "fixed_shots=True", 'preamble="x"'])
+@pytest.mark.parametrize(
+    ("old", "new"), [('"OLD "', '"NEW "'), ('compile("a")', 'compile("b")'), ("array([1])", "array([2])")]
+)
+def test_a_digest_covers_classes_patterns_and_arrays(tmp_path: Path, old: str, new: str) -> None:
+    source = """
+import re
+import numpy as np
+from tasks import Answer, task
+
+class Prompt:
+    start = "OLD "
+
+MARK, SHIFT = re.compile("a"), np.array([1])
+
+@task("made", kind="generation", size=3)
+def made(rng):
+    n = int(rng.integers(10**6)) + int(SHIFT[0])
+    return Answer(Prompt.start + MARK.sub("", f"{n}"), str(n))
+"""
+    assert old in source
+    assert digest_of(source, tmp_path, "before") != digest_of(source.replace(old, new), tmp_path, "after")
+
+
+@pytest.mark.parametrize("options", ["examples=shown", "fixed_shots=True", 'preamble="x"', 'cluster="page"'])
 def test_what_changes_a_prompt_changes_the_digest_and_how_it_is_scored_does_not(tmp_path: Path, options: str) -> None:
     plain = asked(tmp_path, "size=None").digest
     assert asked(tmp_path, options).digest != plain
-    scored = asked(tmp_path, 'cluster="page", language="zh", normalize="squad", metrics=["f1"]')
+    scored = asked(tmp_path, 'language="zh", normalize="squad", metrics=["f1"]')
     assert scored.digest == plain and scored.summary()["normalize"] == "squad"
 
 
