@@ -152,6 +152,8 @@ def make_cell(rows: Rows, axis: Axis, k: Constants) -> Cell | str:
         n = np.where(np.isfinite(n) & (n >= 1), n, math.nan)
         if np.isnan(n).all():
             return f"Not judged: neither the number of documents nor an error over documents is known.{said}"
+    if threshold and (withheld := int((np.isnan(se) & (n >= 2)).sum())):
+        return f"Not judged: the error over documents is withheld in {withheld} of {len(n)} runs (notes of the scores)."
     if shared := _shared_point(s, rows.place[known], starts):
         return f"Not judged: {shared}."
     docs = np.minimum.reduceat(np.where(np.isfinite(n), n, np.nanmin(n) if np.isfinite(n).any() else 0), starts)

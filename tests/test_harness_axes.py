@@ -169,6 +169,14 @@ def test_infinite_values_are_left_out_and_named() -> None:
     assert "1 of 24 values are infinite and left out" in verdict["reasons"]
 
 
+def test_a_curve_whose_errors_were_withheld_is_not_judged() -> None:
+    scores = frame([jump(0.9, 0.2, -3.0, -0.5)])
+    assert one(scores)["label"] == "emergent_sharp"
+    scores.loc[[0, 5], "item_se"] = math.nan
+    verdict = one(scores)
+    assert verdict["label"] == "inconclusive" and "withheld in 2 of 24 runs" in verdict["reasons"]
+
+
 def test_a_curve_of_two_task_versions_is_left_undecided_and_the_rest_is_judged() -> None:
     scores = frame([jump(0.9, 0.2), jump(0.9, 0.2)]).assign(task_digest="aaaaaaaaaa")
     scores.loc[(scores["task"] == "t00") & (scores["flops"] > 1e12), "task_digest"] = "bbbbbbbbbb"
