@@ -170,7 +170,7 @@ def test_infinite_values_are_left_out_and_named() -> None:
 
 
 def test_a_curve_whose_errors_were_withheld_is_not_judged() -> None:
-    scores = frame([jump(0.9, 0.2, -3.0, -0.5)])
+    scores = frame([jump(0.9, 0.2)])
     assert one(scores)["label"] == "emergent_sharp"
     scores.loc[[0, 5], "item_se"] = math.nan
     verdict = one(scores)
