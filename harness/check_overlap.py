@@ -19,7 +19,7 @@ from tasks.base import Document
 
 N_GRAM = 13  # words; as in the overlap analyses of Brown et al. 2020, appendix C
 TRAINING_ROWS = 6_000  # rows of a sweep's mixture that are drawn
-_LINES = 2_000  # of a text file, read at once
+_CHARACTERS = 1 << 20  # of a text file, read at once; a longer word is taken for two
 
 # A word, a run of marks, or one Chinese character. Marks count, so that "copy a b ->" is not found in "copy a b c ->".
 _WORD = re.compile(r"[一-鿿]|[^\W一-鿿]+|[^\w\s]+")
@@ -77,8 +77,14 @@ class Corpus:
     def _words_of_file(self) -> Iterator[str]:
         try:
             with self.path.open(encoding="utf-8") as file:
-                while chunk := list(islice(file, _LINES)):
-                    yield from words("".join(chunk))
+                text = ""
+                while chunk := file.read(_CHARACTERS):
+                    text += chunk.casefold()
+                    found = list(words(text))
+                    # The last word waits for what may follow it.
+                    text = text[text.rfind(found[-1]) :] if found and len(found[-1]) < _CHARACTERS else ""
+                    yield from found[:-1] if text else found
+                yield from words(text)
         except (OSError, UnicodeDecodeError) as error:
             raise StoreError(f"--corpus {self.name}: cannot be read as UTF-8 text: {error}") from error
 

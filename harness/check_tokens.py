@@ -147,7 +147,8 @@ class _Read:
         document = question.document
         self.question = question
         self.is_choice = isinstance(document.doc, Choice)
-        self.tokens: list[tuple[int, ...]] = []
+        self.tokens: list[tuple[int, ...]] = []  # of choices, which alone are compared
+        self.n_tokens: list[int] = []
         self.straddles = False
         self.empty: list[str] = []
         self.n_total = 0
@@ -156,16 +157,14 @@ class _Read:
             ids, spans = reader.encode(document.prompt + continuation)
             first = int(np.searchsorted(spans[:, 1], join, side="right"))
             self.straddles |= bool(first < len(ids) and spans[first, 0] < join)
-            self.tokens.append(tuple(ids[first:].tolist()))
+            self.n_tokens.append(len(ids) - first)
+            if self.is_choice:
+                self.tokens.append(tuple(ids[first:].tolist()))
             self.n_total = max(self.n_total, len(ids))
             if first == len(ids):
                 self.empty.append(f"document {document.doc_id}: {continuation!r}")
         if isinstance(document.doc, Answer):
             self.n_total = max(self.n_total, question.n_prompt_tokens + document.doc.max_tokens)
-
-    @property
-    def n_tokens(self) -> list[int]:
-        return [len(tokens) for tokens in self.tokens]
 
     @property
     def beaten(self) -> set[int]:

@@ -1,6 +1,7 @@
 """Text to tokens and back: the one place that decides what a model reads and is asked. Spans are in characters."""
 
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,12 +10,44 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from models.spec import SpecError
 from models.tokenizer import BOS_TOKEN, tokenizer_digest
 
-_MOST_ENCODINGS = 100_000  # texts, some 100 MB
+_MOST_KEPT = 256 << 20  # bytes of the encodings kept of one tokenizer
+_BLOCK = 1 << 20  # characters tokenized at once, 1,000 for a short text: the lists this makes take 100 bytes a token
+_OBJECTS = 450  # bytes of the objects that hold one encoding, beside its numbers and its text
 _TAIL = 8  # prompt tokens decoded together with an answer, so that its first space is not taken for the text's
 
 # Texts already tokenized, by tokenizer: a sweep asks every checkpoint the same documents, and for a small model
 # tokenizing them takes longer than running it.
-_ENCODINGS: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
+_ENCODINGS: dict[str, "_Known"] = {}
+
+
+class _Known(dict[str, tuple[np.ndarray, np.ndarray]]):
+    """Encodings of one tokenizer; what no longer fits takes the place of all that was there."""
+
+    n_bytes = 0
+
+    def clear(self) -> None:
+        super().clear()
+        self.n_bytes = 0
+
+    def keep(self, new: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+        size = sum(sys.getsizeof(text) + ids.nbytes + spans.nbytes + _OBJECTS for text, (ids, spans) in new.items())
+        if self.n_bytes + size > _MOST_KEPT:
+            self.clear()
+        if size <= _MOST_KEPT:
+            self.update(new)
+            self.n_bytes += size
+
+
+def blocks(sizes: Iterable[int], most: int) -> Iterator[slice]:
+    """Consecutive slices that cover all sizes and hold at most `most` each; one item always may."""
+    start = stop = total = 0
+    for size in sizes:
+        if stop > start and total + size > most:
+            yield slice(start, stop)
+            start, total = stop, 0
+        stop, total = stop + 1, total + size
+    if stop > start:
+        yield slice(start, stop)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,26 +77,28 @@ class Encoding:
         if bos is None:
             bos = tokenizer.bos_token == BOS_TOKEN or tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
         self.prefix: int | None = start if bos else None
-        self._known = _ENCODINGS.setdefault(tokenizer_digest(tokenizer), {})
+        self._known = _ENCODINGS.setdefault(tokenizer_digest(tokenizer), _Known())
         self.special = {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
 
     def encode(self, texts: Iterable[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Token ids (n,) and character spans (n, 2) of every distinct text, without special tokens."""
-        distinct = list(dict.fromkeys(texts))
-        new = [text for text in distinct if text not in self._known]
-        if new and len(self._known) + len(new) > _MOST_ENCODINGS:
-            self._known.clear()
-            new = distinct
-        if new:
-            encoded = self.tokenizer(
-                new, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False
-            )
-            for text, ids, offsets in zip(new, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-                spans = np.array(offsets, dtype=np.int32).reshape(-1, 2)
-                # Some tokenizers leave a token's own leading space out of its span.
-                spans[1:, 0] = np.minimum(spans[1:, 0], spans[:-1, 1])
-                self._known[text] = np.array(ids, dtype=np.int32), spans
-        return {text: self._known[text] for text in distinct}
+        found = {text: self._known.get(text) for text in texts}
+        new = [text for text, encoding in found.items() if encoding is None]
+        read: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        for block in blocks((max(len(text), _BLOCK // 1000) for text in new), _BLOCK):
+            read.update(self._tokenized(new[block]))
+        self._known.keep(read)
+        return {text: read[text] if encoding is None else encoding for text, encoding in found.items()}
+
+    def _tokenized(self, texts: list[str]) -> Iterator[tuple[str, tuple[np.ndarray, np.ndarray]]]:
+        encoded = self.tokenizer(
+            texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False
+        )
+        for text, ids, offsets in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            spans = np.array(offsets, dtype=np.int32).reshape(-1, 2)
+            # Some tokenizers leave a token's own leading space out of its span.
+            spans[1:, 0] = np.minimum(spans[1:, 0], spans[:-1, 1])
+            yield text, (np.array(ids, dtype=np.int32), spans)
 
     def pairs(self, requests: Sequence[tuple[str, Sequence[str]]], context_length: int) -> list[list[Path]]:
         """Tokenize each context and continuation together; a token that crosses their border counts as continuation,

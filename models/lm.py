@@ -15,10 +15,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from models.batching import Budget
 from models.checkpoint import quiet
 from models.decoding import Watch, decode
-from models.encoding import Encoding, Path
+from models.encoding import Encoding, Path, blocks
 from models.network import Network, context_of
 from models.scoring import score
 from models.tokenizer import load_tokenizer
+
+# Characters that are planned and scored at once, about a quarter as many tokens: all that is held for them beside the
+# model is some hundred MB, and what contexts share beyond them is read again.
+_SLICE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,10 @@ class TransformerLM:
         A continuation that begins with begin-of-text itself, after an empty context, is read after it (as in lm-eval).
 
         Raises SpecError for a continuation that has no token or is longer than the context length."""
+        sizes = (sum(len(context) + len(text) for text in texts) for context, texts in requests)
+        return [items for part in blocks(sizes, _SLICE) for items in self._scored(requests[part])]
+
+    def _scored(self, requests: Sequence[tuple[str, Sequence[str]]]) -> list[list[Scored]]:
         pairs = self._encoding.pairs(requests, self.context_length)
         paths = [path for items in pairs for path in items]
         groups = [
@@ -155,6 +163,9 @@ class TransformerLM:
         later one the token before it, and the last reaches back over a full context (the convention of lm-eval).
 
         Raises SpecError for an empty text."""
+        return [text for part in blocks(map(len, texts), _SLICE) for text in self._texts_scored(texts[part])]
+
+    def _texts_scored(self, texts: Sequence[str]) -> list[TextScored]:
         self.encode(texts)
         windows = [self._encoding.windows(text, self.context_length) for text in texts]
         paths = [path for items in windows for path in items]

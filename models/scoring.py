@@ -28,7 +28,7 @@ class Row:
     def __init__(self, trunk: np.ndarray) -> None:
         self.trunk = trunk
         self.nodes: list[int] = []  # token ids
-        self.ancestors: list[list[int]] = []  # nodes from the trunk down to each node, itself included
+        self.parents: list[int] = []  # the node before each node, -1 for the trunk
         self.places: list[int] = []
         self.tokens: list[int] = []
         self.owners: list[tuple[int, int]] = []  # path and its number of questions, in the order of `places`
@@ -39,9 +39,9 @@ class Row:
         n = len(self.trunk)
         del self._line[max(0, shared - n) :]
         for token in path.inputs[n + len(self._line) :].tolist():
+            self.parents.append(self._line[-1] if self._line else -1)
             self._line.append(len(self.nodes))
             self.nodes.append(token)
-            self.ancestors.append(self._line.copy())
         k = len(path.targets)
         places = [*range(n + len(self._line) - k, n), *(n + node for node in self._line)]
         self.places += places[-k:]
@@ -137,10 +137,14 @@ def _tree_inputs(rows: list[Row], n: int, t: int, device: torch.device) -> dict[
     for line, row in enumerate(rows):
         size = len(row.nodes)
         ids[line, :size] = row.nodes
-        positions[line, :size] = [len(row.trunk) + len(above) - 1 for above in row.ancestors]
         seen[line, :, : len(row.trunk)] = True
-        for node, above in enumerate(row.ancestors):
-            seen[line, node, [n + other for other in above]] = True
+        for node, parent in enumerate(row.parents):
+            if parent < 0:
+                positions[line, node] = len(row.trunk)
+            else:
+                positions[line, node] = positions[line, parent] + 1
+                seen[line, node] = seen[line, parent]
+            seen[line, node, n + node] = True
     return {
         name: torch.from_numpy(x).to(device) for name, x in (("ids", ids), ("positions", positions), ("seen", seen))
     }

@@ -264,7 +264,7 @@ def test_a_level_with_few_distinct_documents_says_how_wide_its_intervals_are() -
 def test_a_task_that_keeps_something_between_calls_cannot_be_asked() -> None:
     calls = itertools.count()
     made = of_rows(lambda row: Answer(f"{row['i']} :", str(next(calls))), [{"i": i} for i in range(9)])
-    with pytest.raises(TaskError, match=r"document \d differs when drawn twice"):
+    with pytest.raises(TaskError, match=r"its document differs when it is made twice"):
         check(made)
 
 
@@ -465,7 +465,7 @@ def test_overlap_agrees_with_comparing_every_n_gram(tmp_path: Path, monkeypatch:
     rows, plain = tmp_path / "rows.jsonl", tmp_path / "plain.txt"
     rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in corpus))
     plain.write_text("\n".join(corpus))
-    monkeypatch.setattr(check_overlap, "_LINES", 2)
+    monkeypatch.setattr(check_overlap, "_CHARACTERS", 16)
     for file, found in ((rows, corpus), (plain, [" ".join(corpus)])):  # lines of a plain file run on
         (overlap,) = check(texts(*asked), corpus=file, n_gram=5).overlaps
         expected = naive(found)
@@ -500,3 +500,15 @@ def test_a_corpus_that_cannot_be_read_is_one_clear_line(tmp_path: Path, name: st
     with pytest.raises(StoreError) as caught:
         check(texts("a b c"), corpus=name)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
+def test_a_text_file_is_read_in_pieces_that_cut_no_word(tmp_path, monkeypatch, size):
+    text = "The cat,  sat\non--the Straße 中文字 é\u0301t " + "\n" * 5 + "mat."
+    (tmp_path / "corpus.txt").write_text(text, encoding="utf-8")
+    longest = max(map(len, check_overlap.words(text)))
+    monkeypatch.setattr(check_overlap, "_CHARACTERS", size)
+    found = [word for stream in Corpus(str(tmp_path / "corpus.txt")).streams() for word in stream]
+    whole = list(check_overlap.words(text))
+    assert "".join(found) == "".join(whole)
+    assert (found == whole) == (size >= longest)

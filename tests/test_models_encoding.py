@@ -134,11 +134,38 @@ def test_encodings_are_kept_by_tokenizer_and_within_bounds(tokenizer, monkeypatc
     assert found["é 中"][0].tolist() == tokenizer("é 中")["input_ids"]
     again = Encoding(tokenizer).encode(["the good"])
     assert again["the good"][0] is found["the good"][0]
-    monkeypatch.setattr(encodings, "_MOST_ENCODINGS", 2)
     few = Encoding(tokenizer)
+    few._known.clear()
     few.encode(["copy", "sort"])
+    monkeypatch.setattr(encodings, "_MOST_KEPT", few._known.n_bytes * 3 // 2)
+    few.encode(["copy"])
+    assert set(few._known) == {"copy", "sort"}
     few.encode(["the", "city"])
     assert set(few._known) == {"the", "city"}
+    large = ["copy", "sort", "the good city"]
+    assert [ids.tolist() for ids, _ in few.encode(large).values()] == [tokenizer(text)["input_ids"] for text in large]
+    assert (set(few._known), few._known.n_bytes) == (set(), 0)  # more than is kept, but all that was asked for
+
+
+def test_the_bytes_kept_are_those_of_the_arrays_and_the_texts(tokenizer):
+    encoding = Encoding(tokenizer)
+    encoding._known.clear()
+    text = "copy s r e l " * 100
+    ids, spans = encoding.encode([text])[text]
+    assert ids.dtype == spans.dtype == np.int32
+    assert 12 * len(ids) + len(text) < encoding._known.n_bytes < 12 * len(ids) + len(text) + 1000
+
+
+def test_texts_are_tokenized_in_blocks_that_bound_their_characters(tokenizer, monkeypatch):
+    assert list(encodings.blocks([3, 3, 9, 1, 1, 1], 6)) == [slice(0, 2), slice(2, 3), slice(3, 6)]
+    assert list(encodings.blocks([], 6)) == []
+    texts = [f"copy {i} ->" for i in range(2500)]
+    encoding, sizes = Encoding(tokenizer), []
+    plain = Encoding._tokenized
+    monkeypatch.setattr(Encoding, "_tokenized", lambda self, some: sizes.append(len(some)) or plain(self, some))
+    found = encoding.encode(texts)
+    assert len(sizes) == 3 and max(sizes) <= 1001 and sum(sizes) == 2500
+    assert list(found) == texts and found[texts[-1]][0].tolist() == tokenizer(texts[-1])["input_ids"]
 
 
 def test_an_answer_is_decoded_as_it_stands_after_its_prompt():

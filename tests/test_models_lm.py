@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from transformers import GraniteForCausalLM
 
 from models import encoding as encodings
+from models import lm as lm_module
 from models import scoring
 from models.batching import shared_beginnings
 from models.encoding import Path
@@ -73,12 +74,15 @@ def test_batch_size_padding_and_order_change_nothing(lm, model, tokenizer):
     [
         (scoring, "_LARGEST_LOGITS", {"cpu": 3}),
         (scoring, "_LARGEST_TREE", 1),
-        (encodings, "_MOST_ENCODINGS", 3),
+        (encodings, "_MOST_KEPT", 0),
+        (encodings, "_BLOCK", 1000),
+        (lm_module, "_SLICE", 20),
     ],
 )
 def test_the_limits_on_memory_change_nothing(lm, monkeypatch, module, limit, value):
     expected = lm.loglikelihood(REQUESTS)
     monkeypatch.setattr(module, limit, value)
+    lm._encoding._known.clear()
     found = lm.loglikelihood(REQUESTS)
     for scores, wanted in zip(found, expected, strict=True):
         assert [score.logprob for score in scores] == pytest.approx([score.logprob for score in wanted], abs=1e-5)
@@ -191,13 +195,40 @@ def test_a_tree_holds_every_path_once():
     paths = [Path(np.array(ids), np.array([9] * k)) for ids, k in (([5, 6, 1, 2], 2), ([5, 6, 1], 3), ([5, 6, 3], 1))]
     (row,) = scoring.plan(paths, ["doc"] * 3, trees=True)
     assert (row.trunk.tolist(), row.nodes) == ([5, 6], [1, 2, 3])
-    assert row.ancestors == [[0], [0, 1], [2]]
+    assert row.parents == [-1, 0, -1]
+    tree = scoring._tree_inputs([row], 3, 4, torch.device("cpu"))  # a trunk and a tree both padded by one
+    assert tree["positions"].tolist() == [[2, 3, 2, 0]]
+    assert [line.nonzero().flatten().tolist() for line in tree["seen"][0]] == [
+        [0, 1, 3],
+        [0, 1, 3, 4],
+        [0, 1, 5],
+        [0, 1],
+    ]
     assert sorted(zip(row.owners, [row.places[:3], row.places[3:5], row.places[5:]], strict=True)) == [
         ((0, 2), [2, 3]),
         ((1, 3), [0, 1, 2]),
         ((2, 1), [4]),
     ]
     assert len(scoring.plan(paths, ["doc"] * 3, trees=False)) == 3
+
+
+def test_slices_of_a_large_call_change_no_whole_text(lm, monkeypatch):
+    texts = ["the good city", "copy" + " s r" * CONTEXT, "sort 4 1 7", "the"]
+    expected = lm.loglikelihood_rolling(texts)
+    for limit in (1, 16):
+        monkeypatch.setattr(lm_module, "_SLICE", limit)
+        for found, wanted in zip(lm.loglikelihood_rolling(texts), expected, strict=True):
+            assert found.token_logprobs == pytest.approx(wanted.token_logprobs, abs=1e-5)
+            assert (found.token_spans, found.token_positions) == (wanted.token_spans, wanted.token_positions)
+
+
+def test_a_row_takes_memory_in_proportion_to_its_tokens():
+    def size(n):
+        (row,) = scoring.plan([Path(np.arange(n), np.arange(n)), Path(np.arange(1), np.arange(1))], [0, 0], trees=True)
+        assert len(row.nodes) == n - 1
+        return sum(len(held) for held in (row.nodes, row.parents, row.places, row.tokens))
+
+    assert size(100) - size(50) == 4 * 50
 
 
 @pytest.mark.parametrize("n_tokens", [1, CONTEXT - 1, CONTEXT, CONTEXT + 1, 2 * CONTEXT, 3 * CONTEXT - 5])
