@@ -24,6 +24,7 @@ from harness.evaluated import (
     describe_folder,
     identity,
     last_of,
+    planned,
     read_runs,
     source_path,
 )
@@ -124,10 +125,12 @@ def prepare(
     loading: Loading | None = None,
 ) -> Evaluation:
     """Find models and tasks and check all that can be checked without weights. All unusable models are named."""
-    from models.pretrained import describe, find_device
+    from models.pretrained import DTYPES, describe, find_device
     from models.spec import SpecError
 
     loading = loading or Loading()
+    if loading.dtype not in DTYPES:
+        raise InputError(f"--dtype {loading.dtype}: accepted: {', '.join(DTYPES)}")
     find_device(loading.device)
     found = find_checkpoints(models, family=family, sizes=sizes, steps=steps, scales=scales)
     name = name or family or (found[0].run_id if len({c.run_id for c in found}) == 1 else "evaluation")
@@ -241,12 +244,11 @@ def _check_weights(evaluation: Evaluation) -> None:
     for checkpoint in evaluation.checkpoints:
         if source_path(evaluation.folder, checkpoint.run_id, checkpoint.step).exists():
             try:
-                folder = locate(checkpoint.source, checkpoint.revision)
-                weights = weights_file_digest(folder)
+                weights = weights_file_digest(locate(checkpoint.source, checkpoint.revision))
             except SpecError:  # not downloaded; what was asked of it stands
                 continue
-            tokenizer = evaluation.described[checkpoint.name].tokenizer_digest
-            check_source(evaluation.folder, checkpoint, identity(folder, tokenizer, weights))
+            found, code = evaluation.described[checkpoint.name], evaluation.loading.trust_remote_code
+            check_source(evaluation.folder, checkpoint, identity(found, weights, code=code))
 
 
 def _tasks(evaluation: Evaluation, say: Callable[[str], None]) -> tuple[list[TaskToAsk], list[dict[str, Any]]]:
@@ -271,9 +273,22 @@ def _tasks(evaluation: Evaluation, say: Callable[[str], None]) -> tuple[list[Tas
         elif before and before["code"] != task.digest:
             say(f"{task.name}: has changed since it was asked here: asked anew")
         item = TaskToAsk(task=task, limit=limit, digest=digest([task.digest, limit]))
+        anew = before and before["digest"] != item.digest
+        if before and anew and (lost := _left_behind(evaluation, task.name, before["digest"])):
+            say(
+                f"warning: {task.name}: the answers of {', '.join(lost)} no longer count, as they are to other "
+                "documents; name these models too, with the same options, to ask them again"
+            )
         listed[task.name] = task.summary() | {"digest": item.digest, "code": task.digest, "limit": limit}
         to_ask.append(item)
     return to_ask, [listed[name] for name in sorted(listed)]
+
+
+def _left_behind(evaluation: Evaluation, task: str, digest: str) -> list[str]:
+    """Name the checkpoints with answers to this form of a task that this command does not ask."""
+    named = {(c.run_id, c.step) for c in evaluation.checkpoints}
+    others = [c for known in read_runs(evaluation.folder) for c in planned(known) if (c.run_id, c.step) not in named]
+    return [c.name for c in others if is_part(samples_path(evaluation.folder, c.run_id, c.step, task, digest))]
 
 
 def _jobs(evaluation: Evaluation, to_ask: Sequence[TaskToAsk]) -> list[Job]:

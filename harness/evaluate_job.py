@@ -68,10 +68,10 @@ def do(job: Job, progress: Progress) -> dict[str, Any]:
     order: Order = job.payload
     try:
         if order.judged:
+            model, now = _load_model(order)
+            check_source(order.results, order.checkpoint, now)
             judge = (order.checkpoint.run_id, order.checkpoint.step)
-            judge_cells(
-                _load_model(order)[0], order.results, judge, order.judged, read_json(order.results / "tasks.json")
-            )
+            judge_cells(model, order.results, judge, order.judged, read_json(order.results / "tasks.json"))
         else:
             _ask(order, progress)
     finally:
@@ -146,4 +146,4 @@ def _load_model(order: Order) -> tuple[Any, dict[str, str]]:
     model = load_model(source, revision=revision, **loading)
     folder = locate(source, revision, weights=True, code=code)
     found = describe(source, revision, trust_remote_code=code)
-    return model, identity(folder, found.tokenizer_digest, weights_file_digest(folder))
+    return model, identity(found, weights_file_digest(folder), code=code)

@@ -39,15 +39,24 @@ def check_folder(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     return stored
 
 
-def identity(folder: Path, tokenizer_digest: str, weights_digest: str) -> dict[str, str]:
-    """Return what decides the answers of the checkpoint in `folder`."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+def identity(found: Description, weights_digest: str, *, code: bool = False) -> dict[str, str]:
+    """Return what decides the answers of a checkpoint; with `code`, also the code that its folder brings."""
+    config = json.loads((found.folder / "config.json").read_text(encoding="utf-8"))
     kept = {key: value for key, value in config.items() if key not in _LOOSE}
-    return {
+    decides = {
         "weights_digest": weights_digest,
-        "tokenizer_digest": tokenizer_digest,
-        "config_digest": hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest(),
+        "tokenizer_digest": found.tokenizer_digest,
+        "config_digest": _digest(kept),
+        "special_tokens_digest": _digest(found.special_tokens),
     }
+    if code:
+        files = sorted(found.folder.rglob("*.py"))
+        decides["code_digest"] = _digest({str(f.relative_to(found.folder)): f.read_text("utf-8") for f in files})
+    return decides
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def source_path(folder: Path, run_id: str, step: int) -> Path:
@@ -61,8 +70,8 @@ def check_source(folder: Path, checkpoint: Checkpoint, now: Mapping[str, str]) -
         return
     stored = read_json(path)
     for key, value in now.items():
-        if stored[key] != value:
-            what = key.removesuffix("_digest")
+        if key in stored and stored[key] != value:
+            what = key.removesuffix("_digest").replace("_", " ")
             raise StoreError(
                 f"{checkpoint.name}: {path.parent} holds answers of a model with another {what} "
                 f"({stored[key][:8]}, now {value[:8]}); choose another --name, or remove that folder to ask again"
@@ -170,19 +179,25 @@ def describe_folder(
 
 def _check_seeds(runs: Iterable[Mapping[str, Any]]) -> None:
     """Raise StoreError where two models would count as two seeds of one size, and where a run has not been trained."""
-    seen: dict[tuple[float, float, int], str] = {}
+    seen: dict[tuple[float, float, int], Checkpoint] = {}
     for run in runs:
         last = last_of(run)
         if last.tokens <= 0:
             raise StoreError(
                 f"{last.name}: is untrained, and no later checkpoint of {run['run_id']} is given; give one"
             )
-        other = seen.setdefault((last.n_params_non_embedding, last.tokens, last.seed), run["run_id"])
-        if other != run["run_id"]:
+        other = seen.setdefault((last.n_params_non_embedding, last.tokens, last.seed), last)
+        if other.run_id != last.run_id:
+            remedy = (
+                "choose another --name for one of them, or say which seed each is in the name of its folder: "
+                "NAME-seed1, NAME-seed2"
+                if other.model == last.model
+                else f"{other.model} and {last.model} are different models of one size: put one of them into another "
+                "--name (only where they are seeds, name their folders so: NAME-seed1, NAME-seed2)"
+            )
             raise StoreError(
-                f"{other} and {run['run_id']} have one size, one number of tokens and one seed ({last.seed}), so they "
-                "would count as two seeds of one model; choose another --name for one of them, or say which seed each "
-                "is in the name of its folder: NAME-seed1, NAME-seed2"
+                f"{other.run_id} and {last.run_id} have one size, one number of tokens and one seed ({last.seed}), so "
+                f"they would count as two seeds of one model; {remedy}"
             )
 
 

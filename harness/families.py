@@ -46,7 +46,7 @@ PUBLISHED = {
 class Checkpoint:
     """One set of weights to be asked, and where it stands."""
 
-    source: str  # a folder, or org/name
+    source: str  # a folder by its absolute path, which is no name on the hub; or org/name
     revision: str | None = None
     run_id: str  # of the training run: all its checkpoints share it
     model: str  # name without a seed
@@ -147,7 +147,10 @@ def _checkpoints_of(text: str, known: ScaleMap, steps: str | None) -> list[Check
             raise StoreError(
                 f"{text}: has no config.json, nor a checkpoint folder such as step-1000; give one that has"
             )
-        return [_local(folder, known)]
+        checkpoint = _local(folder, known)
+        if steps not in (None, "all", "last") and str(checkpoint.step) not in map(str.strip, str(steps).split(",")):
+            raise StoreError(f"{text}: its step is {checkpoint.step}, which --steps {steps} leaves out; leave one out")
+        return [checkpoint]
     source, _, revision = text.partition("@")
     if not is_hub_name(source):
         raise StoreError(f"{text}: no such folder; give a checkpoint's or a run's folder, or a hub model as org/name")
@@ -178,15 +181,15 @@ def _local(folder: Path, known: ScaleMap) -> Checkpoint:
     """Place a checkpoint folder: by the record that stands in it, else by its name, or that of the run around it."""
     at = folder.resolve()
     if (at / "meta.json").is_file() and "tokens" in (meta := read_json(at / "meta.json")):
-        return _ours(folder, at, meta)
+        return _ours(at, meta)
     step = _STEP_FOLDER.fullmatch(at.name)
     name = at.parent.name if step else at.name
     if at.parent.name == "snapshots":  # a folder of the hub's cache: models--org--name/snapshots/commit
         name = at.parent.parent.name.rpartition("--")[2]
-    return _placed(str(folder), None, name, f"step{int(step[1])}" if step else "", known)
+    return _placed(str(at), None, name, f"step{int(step[1])}" if step else "", known)
 
 
-def _ours(folder: Path, at: Path, meta: Mapping[str, Any]) -> Checkpoint:
+def _ours(at: Path, meta: Mapping[str, Any]) -> Checkpoint:
     run = read_json(at.parent / "run.json") if (at.parent / "run.json").is_file() else {}
     if run and "spec" in run and "run_id" in run:
         train = run["spec"]["train"]
@@ -211,7 +214,7 @@ def _ours(folder: Path, at: Path, meta: Mapping[str, Any]) -> Checkpoint:
         placed = {"run_id": name, "model": size, "size": size, "seed": seed}
         training = {}
     about = training | {key: meta.get(key) for key in ("phase", "train_loss", "data_digest")}
-    return Checkpoint(source=str(folder), step=meta["step"], tokens=meta["tokens"], about=about, **placed)
+    return Checkpoint(source=str(at), step=meta["step"], tokens=meta["tokens"], about=about, **placed)
 
 
 def _published(source: str, revision: str | None, known: ScaleMap) -> Checkpoint:

@@ -11,8 +11,8 @@ from models.spec import SpecError
 from models.tokenizer import BOS_TOKEN, tokenizer_digest
 
 _MOST_KEPT = 256 << 20  # bytes of the encodings kept of one tokenizer
-_BLOCK = 1 << 20  # characters tokenized at once, 1,000 for a short text: the lists this makes take 100 bytes a token
-_OBJECTS = 450  # bytes of the objects that hold one encoding, beside its numbers and its text
+_BLOCK = 1 << 20  # characters tokenized at once; a short text counts as a thousandth of them, for its lists
+_OBJECTS = 450  # bytes, roughly, of the objects that hold one encoding, beside its numbers and its text
 _TAIL = 8  # prompt tokens decoded together with an answer, so that its first space is not taken for the text's
 
 # Texts already tokenized, by tokenizer: a sweep asks every checkpoint the same documents, and for a small model

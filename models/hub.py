@@ -107,6 +107,16 @@ def absent_weights(folder: Path) -> str:
     return f"has no {WEIGHTS}; give the folder that save_pretrained wrote"
 
 
+def read_record(file: Path) -> dict[str, Any]:
+    """Return what a JSON file holds, nothing where there is none. Raises SpecError for one that cannot be read."""
+    if not file.is_file():
+        return {}
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, OSError) as error:
+        raise SpecError(f"{file}: cannot be read ({first_line(error)}); copy or download it again") from None
+
+
 def first_line(error: object) -> str:
     """The first line of an error, or its kind where it says nothing."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

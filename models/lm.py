@@ -20,8 +20,8 @@ from models.network import Network, context_of
 from models.scoring import score
 from models.tokenizer import load_tokenizer
 
-# Characters that are planned and scored at once, about a quarter as many tokens: all that is held for them beside the
-# model is some hundred MB, and what contexts share beyond them is read again.
+# Characters that are planned and scored at once: bounds what is held for them beside the model. What contexts share
+# beyond a slice is read again.
 _SLICE = 1 << 22
 
 

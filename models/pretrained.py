@@ -19,9 +19,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging
 
-from models.checkpoint import quiet
+from models.checkpoint import META, quiet, weights_digest
 from models.encoding import Encoding
-from models.hub import SMALL, absent_weights, first_line, locate, weights_files
+from models.hub import SMALL, absent_weights, first_line, locate, read_record, weights_files
 from models.lm import LanguageModel, TransformerLM
 from models.spec import SpecError
 from models.tokenizer import tokenizer_digest
@@ -53,6 +53,15 @@ class Description:
     n_params: int
     n_params_non_embedding: int  # neither token nor position embeddings, nor the head
     shape: dict[str, int | None]  # the columns of a run
+    ends: Any  # the end tokens of generation_config.json, as they stand there
+
+    @property
+    def special_tokens(self) -> dict[str, Any]:
+        """What a text is read after, and the tokens that end one."""
+        encoding = Encoding(self.tokenizer)
+        return {"start": encoding.start, "prefix": encoding.prefix, "ends": self.ends} | {
+            name: getattr(self.tokenizer, f"{name}_token_id") for name in ("bos", "eos")
+        }
 
     @property
     def reader(self) -> "Reader":
@@ -87,6 +96,7 @@ def describe(source: str | Path, revision: str | None = None, *, trust_remote_co
         raise SpecError(f"{name}: {absent}")
     config = _config(folder, name, trust_remote_code)
     tokenizer, tokens = _tokenizer(str(folder), _stamp(folder), name, trust_remote_code)
+    _check_tokenizer(folder, name, tokens["digest"])
     text = config.get_text_config(decoder=True)
     if tokens["largest"] >= text.vocab_size:
         raise SpecError(
@@ -96,6 +106,7 @@ def describe(source: str | Path, revision: str | None = None, *, trust_remote_co
     context = next((value for key in _CONTEXTS if (value := getattr(text, key, None))), None)
     if context is None:
         raise SpecError(f"{name}: config.json names no longest context; add max_position_embeddings to it")
+    ends = read_record(folder / "generation_config.json").get("eos_token_id")
     n_params, n_params_non_embedding = _count(config, name, trust_remote_code)
     return Description(
         name=name,
@@ -107,6 +118,7 @@ def describe(source: str | Path, revision: str | None = None, *, trust_remote_co
         n_params=n_params,
         n_params_non_embedding=n_params_non_embedding,
         shape={ours: getattr(text, theirs, None) for ours, theirs in _SHAPE.items()} | {"context_length": context},
+        ends=ends,
     )
 
 
@@ -143,21 +155,16 @@ def load_model(
                 pass
         except (SafetensorError, OSError) as error:
             raise SpecError(f"{file}: damaged or cut off ({first_line(error)}); copy or download it again") from None
-    with _silent(), _refusing(found.name):
-        # Sizes that differ are let through, to be named below: transformers raises without a name.
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=found.config,
-            dtype=DTYPES[dtype],
-            local_files_only=True,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            trust_remote_code=trust_remote_code,
-        )
-    model, info = loaded
+    model, info = _load(folder, found, dtype, trust_remote_code)
     _check_complete(found.name, info)
     _check_numbers(found.name, model, dtype)
+    if recorded := read_record(folder / META).get("weights_digest"):  # one of ours; taken of weights in fp32
+        saved = model if dtype == "fp32" else _load(folder, found, "fp32", trust_remote_code)[0]
+        if weights_digest(saved) != recorded:
+            raise SpecError(
+                f"{found.name}: its weights are not those that {META} was written for; copy the folder again, or "
+                f"remove {META} where they were changed on purpose"
+            )
     model = model.to(device).eval()
     _check_causal(found.name, model)
     options: dict[str, Any] = {"context_length": found.context_length}
@@ -176,6 +183,30 @@ def find_device(device: str) -> str:
     if device == "cuda" and not there:
         raise SpecError("device cuda: torch finds no GPU here; use --device cpu, or a torch built for your GPU")
     return "cuda" if device != "cpu" and there else "cpu"
+
+
+def _load(folder: Path, found: Description, dtype: str, trust_remote_code: bool) -> tuple[Any, dict[str, Any]]:
+    """Return the model and what transformers says of the tensors it found."""
+    with _silent(), _refusing(found.name):
+        # Sizes that differ are let through, to be named later: transformers raises without a name.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=found.config,
+            dtype=DTYPES[dtype],
+            local_files_only=True,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            trust_remote_code=trust_remote_code,
+        )
+    return loaded
+
+
+def _check_tokenizer(folder: Path, name: str, digest: str) -> None:
+    """Raise SpecError where a checkpoint of ours stands with another tokenizer than its run was trained with."""
+    run = folder.resolve().parent / "run.json"
+    if (folder / META).is_file() and read_record(run).get("tokenizer_digest", digest) != digest:
+        raise SpecError(f"{name}: its tokenizer is not the one that {run} names; copy the folder again")
 
 
 def _config(folder: Path, name: str, trust_remote_code: bool) -> Any:
@@ -218,8 +249,15 @@ def _tokenizer(
     folder: str, stamp: tuple[tuple[str, int, int], ...], name: str, trust_remote_code: bool
 ) -> tuple[PreTrainedTokenizerBase, dict[str, Any]]:
     """Return the tokenizer, its digest and its largest id."""
-    with _silent(), _refusing(name, "its tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+    try:
+        with _silent(), _refusing(name, "its tokenizer"):
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=trust_remote_code
+            )
+    except SpecError as error:
+        file = Path(folder) / "tokenizer.json"
+        remedy = "copy or download {} again" if file.is_file() else "{} is missing: put it beside the weights"
+        raise SpecError(f"{error}; {remedy.format(file)}") from None
     files = {file for file in tokenizer.vocab_files_names.values() if isinstance(file, str)} | {"tokenizer.json"}
     if not any(entry[0] in files for entry in stamp):  # transformers makes up an empty one
         raise SpecError(f"{name}: has no tokenizer ({' or '.join(sorted(files))}); put it beside the weights")

@@ -15,11 +15,12 @@ import tiny_checkpoints as tiny
 from harness import cli
 from harness.ask import answer, questions
 from harness.evaluate import Loading, evaluate, prepare, run
+from harness.evaluated import identity
 from harness.execute import Event
 from harness.spec import InputError, load_sweep
 from harness.store import StoreError, load_results, read_json, read_table
 from harness.sweep import EvaluationFailed
-from models.pretrained import load_model
+from models.pretrained import describe, load_model
 from models.spec import size_to_spec
 from tasks import load_task
 
@@ -233,6 +234,7 @@ def test_when_every_model_fails_the_reasons_are_raised(models: dict[str, str], t
     [
         ("weights", lambda folder: tiny.change_weights(folder, lambda w: next(iter(w.values())).view(-1)[:1].add_(1))),
         ("config", lambda folder: tiny.change_json(folder / "config.json", rms_norm_eps=1e-3)),
+        ("special tokens", lambda folder: tiny.change_json(folder / "generation_config.json", eos_token_id=[7, 9])),
         ("tokenizer", lambda folder: tiny.train_tokenizer(["other words"], 270).save_pretrained(folder)),
     ],
 )
@@ -341,12 +343,57 @@ def test_the_largest_model_reads_what_the_others_wrote_once(models: dict[str, st
     assert ask(models, tmp_path, ["a", "b"], tasks=[str(tmp_path / "mine.py")]) == []
 
 
+def test_a_judge_whose_weights_changed_reads_nothing(models: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from tasks import Answer, task\n"
+        "@task('story', kind='generation', shared=True, size=2, metrics=['judge_bits_per_byte'])\n"
+        "def story(rng):\n"
+        "    return Answer(f'{rng.integers(100)} :', 'one two', max_tokens=8)\n"
+    )
+    judge = Path(shutil.copytree(models["a"], tmp_path / "tiny-a"))
+    ask(models, tmp_path, [str(judge)], tasks=[str(tmp_path / "mine.py")])
+    tiny.change_weights(judge, lambda w: next(iter(w.values())).view(-1)[:1].add_(1))
+    events = ask(models, tmp_path, ["b"], tasks=[str(tmp_path / "mine.py")])
+    (failed,) = [e for e in events if e.state == "failed"]
+    assert failed.job.key == "judge tiny-a" and "another weights" in failed.info["reason"]
+    assert not [
+        path for path in (tmp_path / "x").rglob("story-*.parquet") if "judge" in str(path.parent.relative_to(tmp_path))
+    ]
+
+
+def test_a_larger_limit_for_some_models_names_those_whose_answers_no_longer_count(
+    models: dict[str, str], tmp_path: Path
+) -> None:
+    ask(models, tmp_path, ["a", "b"], tasks=["coin"])
+    chosen: dict[str, Any] = {"scales": models["scales"], "results": tmp_path, "name": "x"}
+    for limit, n in ((3, 0), (6, 1)):
+        said: list[str] = []
+        run(prepare([models["b"]], ["coin"], limit=limit, **chosen), workers=0, say=said.append)
+        warned = [line for line in said if line.startswith("warning: coin")]
+        assert len(warned) == n and all(models["a"] in line and models["b"] not in line for line in warned)
+
+
+def test_a_wrong_dtype_is_refused_before_anything_is_written(models: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--dtype fp64: accepted: fp32, bf16, fp16"):
+        ask(models, tmp_path, ["b"], loading=Loading(dtype="fp64"))
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_code_that_a_model_brings_is_part_of_what_it_is(models: dict[str, str], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(models["b"], tmp_path / "tiny-b"))
+    (folder / "mine.py").write_text("one = 1")
+    found = describe(folder)
+    before, plain = identity(found, "w", code=True), identity(found, "w")
+    (folder / "mine.py").write_text("one = 2")
+    assert identity(found, "w", code=True) != before and identity(found, "w") == plain
+
+
 def test_two_models_are_not_taken_for_two_seeds_unless_they_say_so(tmp_path: Path) -> None:
     (tmp_path / "s.toml").write_text('model = [{name = "m", n_params = 7000, tokens = 1e6, aliases = ["n"]}]')
     with_seeds = [str(tiny.llama(tmp_path / f"m-seed{seed}", seed=seed)) for seed in (1, 2)]
     strangers = [str(tiny.llama(tmp_path / name, seed=3)) for name in ("m", "n")]
     chosen: dict[str, Any] = {"scales": tmp_path / "s.toml", "results": tmp_path, "limit": 2}
-    with pytest.raises(StoreError, match="would count as two seeds of one model"):
+    with pytest.raises(StoreError, match="would count as two seeds of one model; m and n are different models"):
         run(prepare(strangers, ["coin"], **chosen, name="y"), workers=0)
     run(prepare(with_seeds, ["coin"], **chosen, name="x"), workers=0)
     grid = read_json(tmp_path / "x" / "spec.json")["grid"]

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from safetensors import safe_open
 
 from harness.families import PUBLISHED, choose_steps, find_checkpoints, labels
 from harness.store import StoreError
-from models.spec import size_to_spec
+from models.hub import is_hub_name, locate
+from models.spec import SpecError, size_to_spec
 
 MINE = """
 [[model]]
@@ -168,6 +170,26 @@ def test_what_is_neither_folder_nor_hub_name_says_what_is_accepted(tmp_path: Pat
     (run / "run.json").write_text(json.dumps({"run_id": "x", "spec": {"model": {"name": "x"}, "train": {"seed": 0}}}))
     with pytest.raises(StoreError, match="names a model that cannot be built"):
         find_checkpoints([str(run)])
+
+
+def test_a_folder_is_recorded_by_its_absolute_path_which_is_no_hub_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = tiny.our_run(tmp_path / "m") / "step-000010"
+    monkeypatch.chdir(tmp_path)
+    (found,) = find_checkpoints([str(at.relative_to(tmp_path))])
+    monkeypatch.chdir("/")
+    assert found.source == str(at.resolve()) and not is_hub_name(found.source)
+    shutil.rmtree(at)
+    with pytest.raises(SpecError, match="no such folder"):
+        locate(found.source)
+
+
+def test_a_single_checkpoint_that_is_not_among_the_steps_is_refused(tmp_path: Path) -> None:
+    at = str(tiny.our_run(tmp_path) / "step-000010")
+    assert [c.step for c in find_checkpoints([at], steps="0,10")] == [10]
+    with pytest.raises(StoreError, match="its step is 10, which --steps 0,20 leaves out"):
+        find_checkpoints([at], steps="0,20")
 
 
 def test_sizes_of_two_families_keep_two_names() -> None:

@@ -23,7 +23,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from models.checkpoint import quiet
+from models.checkpoint import quiet, weights_digest
 from models.hub import locate, weights_file_digest
 from models.pretrained import Reader, describe, find_device, load_model, load_tokenizer_of
 from models.spec import SpecError, size_to_spec
@@ -193,7 +193,35 @@ def test_a_folder_without_tokenizer_is_refused_where_transformers_makes_one_up(c
 
 def test_a_damaged_tokenizer_is_refused(copy: Path) -> None:
     (copy / "tokenizer.json").write_text("{")
-    assert "its tokenizer cannot be loaded" in refusal(copy)
+    message = refusal(copy)
+    assert (
+        "its tokenizer cannot be loaded" in message and f"copy or download {copy / 'tokenizer.json'} again" in message
+    )
+
+
+def test_a_missing_tokenizer_file_is_named(copy: Path) -> None:
+    (copy / "tokenizer.json").unlink()
+    message = refusal(copy)
+    assert "tokenizer.json" in message and "put it beside the weights" in message
+
+
+def test_a_damaged_generation_config_is_refused(copy: Path) -> None:
+    (copy / "generation_config.json").write_text("{")
+    assert "generation_config.json: cannot be read" in refusal(copy)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_checkpoint_of_ours_is_compared_with_its_own_record(tmp_path: Path, dtype: str) -> None:
+    run = tiny.our_run(tmp_path, steps=(10,))
+    folder = run / "step-000010"
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tiny.change_json(folder / "meta.json", weights_digest=weights_digest(model))
+    tiny.change_json(run / "run.json", tokenizer_digest=describe(folder).tokenizer_digest)
+    load_model(folder, dtype=dtype)
+    tiny.change_weights(folder, lambda w: next(iter(w.values())).view(-1)[:1].add_(1e-6))
+    assert "not those that meta.json was written for" in refusal(folder, dtype=dtype)
+    tiny.train_tokenizer(["other words"], 270).save_pretrained(folder)
+    assert "its tokenizer is not the one that" in refusal(folder)
 
 
 def test_models_that_are_not_causal_are_refused(copy: Path) -> None:
