@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from models import attention, checkpoint
 from models.data import TokenStream
 from models.decoder import build
+from models.divergence import TrainingDiverged, Watch
 from models.loss import NextTokenLoss
 from models.parametrization import parameter_groups
 from models.schedule import checkpoint_steps, learning_rate, phase
@@ -30,11 +31,7 @@ Progress = Callable[[dict[str, Any]], None]
 
 _LOSS_WINDOW = 50  # steps in a checkpoint's train_loss
 _SECONDS_BETWEEN_REPORTS = 0.5
-_STEPS_BETWEEN_CHECKS = 20
-
-
-class TrainingDiverged(RuntimeError):
-    """The loss stopped being a number; lower the learning rate."""
+_STEPS_BETWEEN_CHECKS = 20  # on a GPU; on a CPU reading a loss costs nothing
 
 
 def keep_freed_memory() -> None:
@@ -115,22 +112,30 @@ def train(
     folder: Path,
     *,
     progress: Progress | None = None,
+    accumulation: int = 1,
 ) -> list[dict[str, Any]]:
     """Train until the last checkpoint is in `folder`, and return every checkpoint's record, oldest first.
 
     A record holds step, tokens, phase, is_last, train_loss (nats, mean of the last 50 steps; None before the first),
     weights_digest, data_digest, run_digest, attention, attention_rejected, precision, device, and cpu_seconds and
-    wall_seconds spent on the run up to there. `progress` is called at most twice a second. Raises SpecError for specs,
-    stream and tokenizer that do not fit together, TrainingDiverged when the loss is not finite."""
+    wall_seconds spent on the run up to there. `progress` is called at most twice a second. `accumulation` pieces of a
+    batch go through the model one after the other: less memory, the same gradients up to rounding, hence no part of
+    the run's identity. Raises SpecError for specs, stream and tokenizer that do not fit together, TrainingDiverged
+    (models.divergence) when a run is lost; its checkpoints stay, and all of them are finite."""
     folder = Path(folder)
     n_rows = _check(model_spec, train_spec, stream, tokenizer)
+    if isinstance(accumulation, bool) or not isinstance(accumulation, int) or accumulation < 1 or n_rows % accumulation:
+        raise SpecError(
+            f"accumulation={accumulation!r} must be a whole number that divides the {n_rows} rows of a batch; "
+            f"accepted: {', '.join(str(n) for n in range(1, n_rows + 1) if n_rows % n == 0)}"
+        )
     digest = _digest(model_spec, train_spec, stream)
     save_at = checkpoint_steps(train_spec)
     records = _finished(folder, train_spec, digest)
     if [record["step"] for record in records] == list(save_at):
         return records
     keep_freed_memory()
-    run = _Run(model_spec, train_spec, stream, n_rows)
+    run = _Run(model_spec, train_spec, stream, n_rows, accumulation)
     source = checkpoint.latest(folder, with_state=True)
     if source is not None:
         run.resume(source)
@@ -150,10 +155,14 @@ def train(
 class _Run:
     """A model, its optimizer and how far they have come."""
 
-    def __init__(self, model_spec: ModelSpec, train_spec: TrainSpec, stream: TokenStream, n_rows: int) -> None:
+    def __init__(
+        self, model_spec: ModelSpec, train_spec: TrainSpec, stream: TokenStream, n_rows: int, accumulation: int = 1
+    ) -> None:
         on_cpu = not torch.cuda.is_available()  # no other accelerator: what is untried is not taken by itself
         device = PartialState(cpu=on_cpu).device
-        self.spec, self.stream, self.n_rows = train_spec, stream, n_rows
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        self.spec, self.stream, self.n_rows, self.n_pieces = train_spec, stream, n_rows, accumulation
         self.precision = resolve_precision(train_spec.precision, device=device)
         # One process trains run after run, and accelerate refuses another precision until its state is let go.
         AcceleratorState._reset_state()
@@ -165,7 +174,7 @@ class _Run:
             train_spec.attention, device=device, dtype=dtype, head_dim=model_spec.head_dim
         )
         self.model = build(model_spec, seed=train_spec.seed, attention=self.attention.implementation)
-        loss = NextTokenLoss(self.model, n_rows=n_rows, n_positions=model_spec.context_length)
+        loss = NextTokenLoss(self.model, n_rows=n_rows // accumulation, n_positions=model_spec.context_length)
         groups = parameter_groups(self.model, model_spec, train_spec)
         # Not prepared: accelerate's wrapper serves loss scaling, which neither precision needs, and searches the file
         # system for optional packages at every step (2 % of the smallest model's).
@@ -173,38 +182,48 @@ class _Run:
         self.loss = self.accelerator.prepare(loss.train())
         self.parameters = list(self.model.parameters())
         self.step = 0
-        # One slot per step: reading a loss would wait for the device, so they are looked at every few steps.
-        self.losses = torch.zeros(train_spec.steps, device=device)
+        # One slot per step: reading a number would wait for a GPU, so they are looked at every few steps there.
+        self.losses, self.norms = torch.zeros(2, train_spec.steps, device=device)
+        self.watch = Watch(train_spec)
+        self._steps_between_checks = _STEPS_BETWEEN_CHECKS if device.type == "cuda" else 1
         self._n_checked = 0
         self._spent = (0.0, 0.0)
         self._started = (time.process_time(), time.perf_counter())
 
     def advance(self) -> None:
-        """Take one step. Raises TrainingDiverged, within a few steps of its cause."""
-        rows = torch.from_numpy(self.stream.rows(self.step * self.n_rows, self.n_rows))
+        """Take one step. Raises TrainingDiverged: on a CPU before a bad gradient reaches the weights, on a GPU within
+        a few steps of it."""
         multiplier = learning_rate((self.step + 1) * self.spec.batch_tokens, self.spec)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * multiplier
-        loss = self.loss(rows.to(self.accelerator.device, non_blocking=True))
-        self.accelerator.backward(loss)
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.spec.grad_clip)
+        self.losses[self.step] = self._backward()
+        self.norms[self.step] = torch.nn.utils.clip_grad_norm_(self.parameters, self.spec.grad_clip)
+        self.step += 1
+        if self.step - self._n_checked >= self._steps_between_checks:
+            self._check_health()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.losses[self.step] = loss.detach()
-        self.step += 1
-        if self.step - self._n_checked >= _STEPS_BETWEEN_CHECKS:
-            self._check_losses()
 
-    def _check_losses(self) -> None:
-        unchecked = self.losses[self._n_checked : self.step]
-        bad = (~torch.isfinite(unchecked)).nonzero()
-        if len(bad):
-            first = int(bad[0])
-            raise TrainingDiverged(
-                f"the loss became {unchecked[first].item()} at step {self._n_checked + first + 1} of "
-                f"{self.spec.steps}; lower peak_lr={self.spec.peak_lr:g} or lengthen the warmup"
-            )
+    def _backward(self) -> torch.Tensor:
+        """Leave the gradients of the next batch's mean loss, and return that loss."""
+        rows = torch.from_numpy(self.stream.rows(self.step * self.n_rows, self.n_rows))
+        losses = []
+        for piece in rows.to(self.accelerator.device, non_blocking=True).chunk(self.n_pieces):
+            loss = self.loss(piece) / self.n_pieces if self.n_pieces > 1 else self.loss(piece)
+            self.accelerator.backward(loss)
+            losses.append(loss.detach())
+        return losses[0] if self.n_pieces == 1 else torch.stack(losses).sum()
+
+    def _check_health(self) -> None:
+        seen = slice(self._n_checked, self.step)
+        for i, (loss, norm) in enumerate(zip(self.losses[seen].tolist(), self.norms[seen].tolist(), strict=True)):
+            self.watch.see(self._n_checked + i + 1, loss, norm)
         self._n_checked = self.step
+
+    def _check_weights(self, where: str, remedy: str) -> None:
+        bad = [name for name, value in self.model.named_parameters() if not torch.isfinite(value).all()]
+        if bad:
+            raise TrainingDiverged(f"{where}: {len(bad)} tensors are not finite, {bad[0]} the first; {remedy}")
 
     def report(self) -> dict[str, Any]:
         """What a progress bar shows."""
@@ -223,7 +242,11 @@ class _Run:
 
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase, digest: str) -> dict[str, Any]:
         """Write the checkpoint of the present step and return its record."""
-        self._check_losses()
+        self._check_health()
+        self._check_weights(
+            f"step {self.step} of {self.spec.steps}",
+            f"lower peak_lr={self.spec.peak_lr:g} or lengthen warmup={self.spec.warmup:g}",
+        )
         window = self.losses[max(0, self.step - _LOSS_WINDOW) : self.step]
         cpu_seconds, wall_seconds = self._cost()
         record = {
@@ -242,7 +265,7 @@ class _Run:
             "cpu_seconds": cpu_seconds,
             "wall_seconds": wall_seconds,
         }
-        state = {"optimizer": self.optimizer.state_dict(), "losses": window.cpu().clone()}
+        state = {"optimizer": self.optimizer.state_dict(), "losses": window.cpu().clone(), "watch": self.watch.state()}
         checkpoint.save(folder / checkpoint.folder_name(self.step), self.model, tokenizer, state, record)
         return record
 
@@ -250,7 +273,10 @@ class _Run:
         """Continue from a checkpoint that kept its training state."""
         record, state = checkpoint.load_meta(source), checkpoint.load_state(source)
         checkpoint.load_weights(source, self.model)
+        self._check_weights(str(source), "training cannot go on from there; delete that folder")
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = self._n_checked = record["step"]
         self.losses[self.step - len(state["losses"]) : self.step] = state["losses"]
         self._spent = (record["cpu_seconds"], record["wall_seconds"])
+        if "watch" in state:  # absent from older checkpoints: then only what is not finite is seen
+            self.watch.restore(state["watch"])
