@@ -31,7 +31,7 @@ def run_sweep(
     from harness.spec import load_sweep
     from harness.sweep import default_workers, run_missing
 
-    sweep = load_sweep(spec, extra_tasks=tasks)
+    sweep = load_sweep(spec, extra_tasks=tasks, results=Path(results))
     plan = make_plan(sweep, Path(results))
     workers = default_workers(plan) if workers is None else workers
     with Display(plan, quiet=True) as display:

@@ -172,7 +172,10 @@ def _no_answers() -> dict[str, pd.DataFrame]:
 
 
 def _ledger(path: Path) -> dict[str, Any]:
-    kept = ("run_id", "cpu_seconds", "wall_seconds", "evaluate_cpu_seconds", "peak_memory_bytes", "environment")
+    kept = (
+        *("run_id", "cpu_seconds", "wall_seconds", "evaluate_cpu_seconds", "peak_memory_bytes"),
+        *("training", "texts", "environment"),
+    )
     return {key: value for key, value in read_json(path).items() if key in kept}
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from harness import cli_compare, cli_evaluate, cli_study, cli_tasks
+from harness import cli_compare, cli_evaluate, cli_family, cli_study, cli_tasks
 from harness.console import DEFAULT_REPORTS, JsonOption, ReportsOption, print_table, verdict_summary
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train a family of Transformer sizes, ask every size every task, and say which abilities emerge.",
 )
-family_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The sizes that are trained.")
-app.add_typer(family_app, name="family")
 
 Spec = Annotated[str, typer.Argument(metavar="SPEC", help="A sweep's TOML file, or a built-in sweep: demo, smoke.")]
 ResultsOption = Annotated[Path, typer.Option("--results", metavar="DIR", help="Where results folders stand.")]
@@ -52,7 +50,7 @@ def plan(
     from harness.plan import make_plan
     from harness.spec import load_sweep
 
-    _print_plan(make_plan(load_sweep(spec, extra_tasks=tasks or []), results), as_json=as_json)
+    _print_plan(make_plan(load_sweep(spec, extra_tasks=tasks or [], results=results), results), as_json=as_json)
 
 
 @app.command()
@@ -73,7 +71,7 @@ def sweep(
     from harness.sweep import default_workers, run_missing
 
     started = time.monotonic()
-    loaded = load_sweep(spec, extra_tasks=tasks or [])
+    loaded = load_sweep(spec, extra_tasks=tasks or [], results=results)
     before = make_plan(loaded, results)
     for name, reason in loaded.left_out.items():
         print(f"left out: {name}: {reason}", file=sys.stderr)
@@ -115,33 +113,6 @@ def demo(
     sweep("demo", tasks, results, reports, workers, quiet)
 
 
-@family_app.command("show")
-def family_show(spec: Spec = "demo", as_json: JsonOption = False) -> None:
-    """Show the sizes of a sweep: shape, both parameter counts, FLOPs per token, tokens, compute."""
-    import pandas as pd
-
-    from harness.spec import load_sweep
-
-    loaded = load_sweep(spec)
-    models = {run.model.name: run for run in loaded.runs}.values()
-    rows = [
-        {
-            "size": run.model.name,
-            "n_layer": run.model.n_layer,
-            "d_model": run.model.d_model,
-            "n_head": run.model.n_head,
-            "d_ff": run.model.d_ff,
-            "n_params_non_embedding": run.model.n_params_non_embedding,
-            "n_params": run.model.n_params,
-            "flops_per_token": run.model.flops_per_token,
-            "tokens": run.train.tokens,
-            "flops": run.flops,
-        }
-        for run in models
-    ]
-    print_table(pd.DataFrame(rows), as_json=as_json)
-
-
 def _print_plan(found: Plan, *, as_json: bool) -> None:
     import pandas as pd
 
@@ -176,6 +147,7 @@ def _print_plan(found: Plan, *, as_json: bool) -> None:
 
 cli_evaluate.register(app)
 cli_compare.register(app)
+cli_family.register(app)
 cli_study.register(app)
 cli_tasks.register(app)
 

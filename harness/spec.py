@@ -13,20 +13,28 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
+from harness import corpus_texts
+from harness.corpus_texts import Source, Texts
 from harness.curves import Constants, read_constants
+from harness.errors import InputError, all_errors
 from harness.store import StoreError
 from models.spec import ModelSpec, SpecError, TrainSpec, size_to_spec
-from tasks import Task, available, load_task, load_tasks
+from tasks import TASKS, Task, available, load_task, load_tasks
 from tasks.base import TaskError
 from tasks.errors import suggest
 
 SWEEPS = Path(__file__).parent / "sweeps"
-
-
-class InputError(ValueError):
-    """The input was wrong: one line that names what was given, what is accepted and what to do."""
 
 
 class _Section(BaseModel):
@@ -62,10 +70,35 @@ class Train(_Section):
     n_checkpoints: int = 6
 
 
+class TextFiles(_Section):
+    """A text source: files, or a Hugging Face data set; which part of its documents training never sees."""
+
+    files: str | Annotated[list[str], Field(min_length=1)] | None = None  # paths, folders, globs
+    hub: str | None = None  # the name of a data set, or the folder of a saved one
+    config: str | None = None  # of a data set of the hub
+    split: str = "train"  # likewise
+    field: str = "text"  # of .jsonl, .parquet and the hub
+    documents: Literal["paragraphs", "lines", "files"] = "paragraphs"  # what a document of a .txt file is
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.01
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> TextFiles:
+        if (self.files is None) == (self.hub is None):
+            raise ValueError('needs one of files = "a path, folder or glob" and hub = "the name of a data set"')
+        if self.files and (self.config is not None or self.split != "train"):
+            raise ValueError("config and split choose a part of a data set; with files, name the files themselves")
+        return self
+
+    def source(self, name: str) -> Source:
+        files = (self.files,) if isinstance(self.files, str) else tuple(self.files or ())
+        return Source(name=name, **self.model_dump(exclude={"files"}), files=files)
+
+
 class Corpus(_Section):
-    """The training text: share of the rows that each task's training documents get."""
+    """The training text: share of the rows that each task's training documents and each text source get."""
 
     mixture: dict[str, float]
+    texts: dict[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")], TextFiles] = {}
 
     @field_validator("mixture")
     @classmethod
@@ -73,6 +106,11 @@ class Corpus(_Section):
         if not mixture or not all(0 < share < math.inf for share in mixture.values()):
             raise ValueError("needs at least one task, each with a share above 0")
         return mixture
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A sweep of tasks alone is written as it was before there were text sources."""
+        return {key: value for key, value in write(self).items() if key != "texts" or value}
 
 
 class Evaluate(_Section):
@@ -126,7 +164,7 @@ class Sweep:
 
     spec: SweepSpec
     tasks: tuple[Task, ...]  # asked of every size
-    mixture: tuple[tuple[Task, float], ...]  # written into the training text; shares sum to 1
+    mixture: tuple[tuple[Task | Texts, float], ...]  # written into the training text; shares sum to 1
     runs: tuple[RunSpec, ...]
     constants: Constants
     left_out: dict[str, str]  # task -> why it is not available on this machine
@@ -153,7 +191,7 @@ class Sweep:
             "train": spec["train"],
             "corpus": spec["corpus"]
             | {
-                "training text": {task.name: task.digest for task, _ in self.mixture},
+                "training text": {source.name: source.digest for source, _ in self.mixture},
                 "left out": sorted(self.left_out),
             },
             "evaluate": {key: spec["evaluate"][key] for key in ("documents", "checkpoints")},
@@ -165,25 +203,30 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def load_sweep(path: str | Path, *, extra_tasks: Sequence[str] = ()) -> Sweep:
+def load_sweep(path: str | Path, *, extra_tasks: Sequence[str] = (), results: Path | None = None) -> Sweep:
     """Read a sweep's TOML file, or a built-in sweep by its name, and check all of it.
 
-    `extra_tasks`: names or .py files asked beside those of the file. Raises InputError naming every error at once."""
+    `extra_tasks`: names or .py files asked beside those of the file. `results`: where the sweep's folder stands, which
+    keeps what was read of text files, so that the next call need not read them again.
+    Raises InputError naming every error at once."""
     file, text = _read(path)
     try:
         spec = SweepSpec.model_validate(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{file.name}: not valid TOML: {error}") from None
     except ValidationError as error:
-        raise InputError(_all_errors(file.name, error)) from None
+        raise InputError(all_errors(SweepSpec, file.name, error)) from None
     here = [_located(name, Path.cwd()) for name in extra_tasks]
-    return resolve(spec, source=file.name, folder=file.parent, extra_tasks=here)
+    data = results / spec.name / "data" if results else None
+    return resolve(spec, source=file.name, folder=file.parent, extra_tasks=here, data=data)
 
 
-def resolve(spec: SweepSpec, *, source: str, folder: Path, extra_tasks: Sequence[str] = ()) -> Sweep:
+def resolve(
+    spec: SweepSpec, *, source: str, folder: Path, extra_tasks: Sequence[str] = (), data: Path | None = None
+) -> Sweep:
     """Load the tasks and lay out the grid of a valid spec; every further error is named at once, with its place.
 
-    `extra_tasks` are names or absolute paths."""
+    `extra_tasks` are names or absolute paths; `data` is the folder that keeps what was read of text files."""
     errors: list[str] = []
 
     def attempt(place: str, make: Any) -> Any:
@@ -193,19 +236,38 @@ def resolve(spec: SweepSpec, *, source: str, folder: Path, extra_tasks: Sequence
             errors.append(f"{place}: {error}")
             return None
 
-    def load(place: str, names: Iterable[str]) -> list[Task]:
-        found = [attempt(f"{place}.{name}", lambda name=name: load_tasks([_located(name, folder)])) for name in names]
-        return [task for tasks in found for task in tasks or ()]
+    texts = {
+        name: attempt(f"corpus.texts.{name}", lambda name=name, section=section: _look(name, section, folder, data))
+        for name, section in spec.corpus.texts.items()
+    }
+    held_out = {f"{name}_held_out": found.held_out_task() if found else None for name, found in texts.items()}
 
-    mixed = [
-        task
+    def load(place: str, names: Iterable[str]) -> list[Task]:
+        found: list[Task] = []
+        for name in names:
+            if name in held_out:
+                found += filter(None, [held_out[name]])
+            else:
+                found += attempt(f"{place}.{name}", lambda name=name: _load_named(name, folder, held_out)) or []
+        return found
+
+    in_mixture: dict[str, Task | Texts | None] = {
+        name: texts[name]
+        if name in texts
+        else attempt(f"corpus.mixture.{name}", lambda name=name: _load_mixed(name, folder, texts))
         for name in spec.corpus.mixture
-        if (task := attempt(f"corpus.mixture.{name}", lambda name=name: load_task(_located(name, folder))))
-    ]
-    asked = load("evaluate.tasks", spec.corpus.mixture if spec.evaluate.tasks is None else spec.evaluate.tasks)
+    }
+    for name in texts:
+        if name not in in_mixture:
+            errors.append(f"corpus.texts.{name}: is not in corpus.mixture; give it a share there")
+        if any(name == task.name for task in TASKS):
+            errors.append(f"corpus.texts.{name}: is the name of a built-in task; give the text another")
+    mixed = [found for found in in_mixture.values() if isinstance(found, Task)]
+    by_default = [f"{name}_held_out" if name in texts else name for name in in_mixture]
+    asked = load("evaluate.tasks", by_default if spec.evaluate.tasks is None else spec.evaluate.tasks)
     asked += [task for task in load("--tasks", extra_tasks) if task not in asked]
-    for place, group in (("corpus.mixture", mixed), ("evaluate.tasks", asked)):
-        names = [task.name for task in group]
+    for place, group in (("corpus.mixture", [*mixed, *filter(None, texts.values())]), ("evaluate.tasks", asked)):
+        names = [member.name for member in group]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             errors.append(f"{place}: two tasks are named {', '.join(twice)}; give each its own name")
     constants = attempt("verdict", lambda: _constants(spec.verdict))
@@ -226,13 +288,16 @@ def resolve(spec: SweepSpec, *, source: str, folder: Path, extra_tasks: Sequence
         raise InputError("\n".join(f"{source}: {line}" for line in dict.fromkeys(errors)))
 
     left_out = {task.name: reason for task in mixed + asked if (reason := available(task))}
-    shares = {task: share for task, share in zip(mixed, spec.corpus.mixture.values(), strict=True)}
-    shares = {task: share for task, share in shares.items() if task.name not in left_out}
+    shares = {
+        found: spec.corpus.mixture[name]
+        for name, found in in_mixture.items()
+        if found is not None and found.name not in left_out
+    }
     if not shares:
         raise InputError(f"{source}: corpus.mixture: no task is available here: {'; '.join(left_out.values())}")
     # Sorted: the order of a file's lines shapes no run.
-    by_name = sorted(shares, key=lambda task: task.name)
-    mixture = tuple((task, shares[task] / sum(shares.values())) for task in by_name)
+    by_name = sorted(shares, key=lambda found: found.name)
+    mixture = tuple((found, shares[found] / sum(shares.values())) for found in by_name)
     for task, _ in mixture:
         attempt(f"corpus.mixture.{task.name}", lambda task=task: task.training_text(np.random.default_rng(0), chars=1))
     if errors:
@@ -253,6 +318,27 @@ def resolve(spec: SweepSpec, *, source: str, folder: Path, extra_tasks: Sequence
         folder=folder,
         extra_tasks=tuple(extra_tasks),
     )
+
+
+def _look(name: str, section: TextFiles, folder: Path, data: Path | None) -> Texts:
+    return corpus_texts.look(section.source(name), folder, data / "looked" if data else None)
+
+
+def _load_mixed(name: str, folder: Path, texts: Iterable[str]) -> Task:
+    _refuse_misspelt(name, texts, "text source")
+    return load_task(_located(name, folder))
+
+
+def _load_named(name: str, folder: Path, held_out: Iterable[str]) -> list[Task]:
+    _refuse_misspelt(name, held_out, "held-out text")
+    return load_tasks([_located(name, folder)])
+
+
+def _refuse_misspelt(name: str, texts: Iterable[str], what: str) -> None:
+    """Name the nearest text where a name is no task's; the loading of tasks knows of none."""
+    near = suggest(name, texts)
+    if near != "." and ".py" not in name and name not in {task.name for task in TASKS}:
+        raise InputError(f"no task and no {what} is named {name!r}{near}")
 
 
 def _located(name: str, folder: Path) -> str:
@@ -279,29 +365,3 @@ def _constants(given: dict[str, float]) -> Constants:
         return read_constants(given)
     except StoreError as error:
         raise InputError(str(error)) from None
-
-
-def _fields_at(path: tuple[str | int, ...]) -> list[str]:
-    """Return the accepted keys of the section that `path` points into."""
-    section: type[BaseModel] = SweepSpec
-    for key in path:
-        field = section.model_fields.get(str(key))
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
-            return []
-        section = field.annotation
-    return list(section.model_fields)
-
-
-def _all_errors(source: str, error: ValidationError) -> str:
-    lines = []
-    for item in error.errors(include_url=False):
-        place, known = ".".join(map(str, item["loc"])), _fields_at(item["loc"][:-1])
-        if item["type"] == "extra_forbidden":
-            key = str(item["loc"][-1])
-            lines.append(f"{source}: {place}: unknown key{suggest(key, known)} Accepted: {', '.join(known)}")
-        elif item["type"] == "missing":
-            lines.append(f"{source}: {place}: this key is required")
-        else:
-            message = item["msg"].removeprefix("Value error, ")
-            lines.append(f"{source}: {place}: {message[0].lower()}{message[1:]} (got {item['input']!r})")
-    return "\n".join(lines)

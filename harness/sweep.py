@@ -69,6 +69,8 @@ def run_missing(sweep: Sweep, results: Path, *, workers: int, report: Report) ->
             run = event.job.payload.run
             if run and event.state in ("failed", "skipped"):
                 write_json(run.folder / "error.json", event.info)
+            for line in event.info.get("warnings", ()) if event.state == "done" else ():
+                print(f"warning: {line}", file=sys.stderr)
             report(event)
 
         run_jobs(make_jobs(plan), do, record, workers=workers)
@@ -154,7 +156,7 @@ def do(job: Job, progress: Progress) -> dict[str, Any]:
 
     torch.set_num_threads(1)  # also where torch was loaded before its environment was set
     order: Order = job.payload
-    sweep = _load(order.spec_json, order.spec_folder, order.extra_tasks)
+    sweep = _load(order.spec_json, order.spec_folder, order.extra_tasks, order.results / "data")
     tokenizer = tokenizer_path(sweep, order.results)
     if order.judge and order.run:
         _judge(order.judge, order.run, sweep, order.results)
@@ -165,23 +167,26 @@ def do(job: Job, progress: Progress) -> dict[str, Any]:
         (order.run.folder / "error.json").unlink(missing_ok=True)
     elif order.data_seed is None:
         corpus.prepare_tokenizer(sweep.mixture, tokenizer, vocab_size=sweep.spec.family.vocab_size)
+        corpus.prepare_texts(sweep.mixture, tokenizer, vocab_size=sweep.spec.family.vocab_size)
     else:
         n_rows, row_tokens = stream_shape(sweep)
-        corpus.prepare_stream(
+        repeated = corpus.prepare_stream(
             sweep.mixture,
             tokenizer,
             stream_path(sweep, order.results, order.data_seed),
             data_seed=order.data_seed,
             n_rows=n_rows,
             row_tokens=row_tokens,
+            vocab_size=sweep.spec.family.vocab_size,
         )
+        return {"warnings": repeated} if repeated else {}
     return {}
 
 
 @lru_cache(maxsize=1)
-def _load(spec_json: str, spec_folder: Path, extra_tasks: tuple[str, ...]) -> Sweep:
+def _load(spec_json: str, spec_folder: Path, extra_tasks: tuple[str, ...], data: Path) -> Sweep:
     spec = SweepSpec.model_validate_json(spec_json)
-    return resolve(spec, source=spec.name, folder=spec_folder, extra_tasks=extra_tasks)
+    return resolve(spec, source=spec.name, folder=spec_folder, extra_tasks=extra_tasks, data=data)
 
 
 def tokenizer_path(sweep: Sweep, results: Path) -> Path:
@@ -210,14 +215,16 @@ def _write_documents(sweep: Sweep, folder: Path) -> None:
 
 def _train(plan: RunPlan, tokenizer_folder: Path, stream: Path, progress: Progress) -> None:
     from models.data import open_stream
+    from models.ledger import ledger
     from models.tokenizer import load_tokenizer, tokenizer_digest
     from models.train import train
 
     run, tokenizer = plan.run, load_tokenizer(tokenizer_folder)
+    rows = open_stream(stream)
     checkpoints = train(
         run.model,
         run.train,
-        open_stream(stream),
+        rows,
         tokenizer,
         plan.folder,
         progress=progress,
@@ -231,7 +238,9 @@ def _train(plan: RunPlan, tokenizer_folder: Path, stream: Path, progress: Progre
             "tokenizer_digest": tokenizer_digest(tokenizer),
             "checkpoints": [{k: v for k, v in meta.items() if k not in measured} for meta in checkpoints],
             **{key: checkpoints[-1][key] for key in measured},
+            **({"texts": rows.meta["texts"]} if "texts" in rows.meta else {}),  # how often each was read
             "peak_memory_bytes": _peak_memory_bytes(),
+            "training": ledger(run.model, checkpoints[-1]),
             "environment": environment(),
         },
     )

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from models.body import Body, is_plain
+
 _BITS_PER_NAT = 1 / math.log(2)
 
 
@@ -29,10 +31,10 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
         total = unnormalised.sum(dim=1)  # (N,)
         loss = (total.log2() - gold).mean() / _BITS_PER_NAT
         shrink = (1 / n_tokens) / total  # (N,)
+        # The gold token's probability less one, in units of the sum: touches N numbers, not N rows of the weights.
+        unnormalised.scatter_add_(1, targets[:, None], -total[:, None])
         grad_hidden = torch.mm(weight.t(), unnormalised.t()).mul_(shrink).t()  # (N, d)
-        grad_hidden.sub_(weight.index_select(0, targets), alpha=1 / n_tokens)
         grad_weight = torch.mm((hidden * shrink[:, None]).t(), unnormalised).t()  # (V, d)
-        grad_weight.index_add_(0, targets, hidden, alpha=-1 / n_tokens)
         ctx.save_for_backward(grad_hidden, grad_weight)
         return loss
 
@@ -54,15 +56,22 @@ class NextTokenLoss(nn.Module):
         self.inverse_scale = 1 / getattr(model.config, "logits_scaling", 1.0)
         self._shape = (n_rows * n_positions, self.head.out_features)
         self._buffer: Tensor | None = None
+        self._body = Body(model, n_positions) if is_plain(model) else None
 
     def forward(self, rows: Tensor) -> Tensor:
         inputs, targets = rows[:, :-1], rows[:, 1:].reshape(-1)
+        if self._body is not None and rows.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+            weight = self.head.weight * (self.model.model.norm.weight * self.inverse_scale)
+            return _FusedLinearCrossEntropy.apply(self._body(inputs), weight, targets, self._scratch())
         hidden = self.model.model(input_ids=inputs, use_cache=False).last_hidden_state.flatten(0, 1)  # (B T, d)
         # Granite divides the logits; dividing the hidden state is the same and d wide instead of V wide.
         hidden = hidden * self.inverse_scale
         if hidden.device.type != "cpu":
             return F.cross_entropy(self.head(hidden).float(), targets)
+        with torch.autocast("cpu", enabled=False):
+            return _FusedLinearCrossEntropy.apply(hidden.float(), self.head.weight, targets, self._scratch())
+
+    def _scratch(self) -> Tensor:
         if self._buffer is None:
             self._buffer = torch.empty(self._shape)
-        with torch.autocast("cpu", enabled=False):
-            return _FusedLinearCrossEntropy.apply(hidden.float(), self.head.weight, targets, self._buffer)
+        return self._buffer

@@ -13,28 +13,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import Accelerator, PartialState
-from accelerate.state import AcceleratorState
 from transformers import PreTrainedTokenizerBase
 
-from models import attention, checkpoint
+from models import checkpoint
 from models.data import TokenStream
-from models.decoder import build
-from models.loss import NextTokenLoss
-from models.parametrization import parameter_groups
-from models.schedule import checkpoint_steps, learning_rate, phase
+from models.loop import Loop
+from models.schedule import checkpoint_steps
 from models.spec import ModelSpec, SpecError, TrainSpec
 
 Progress = Callable[[dict[str, Any]], None]
 
-_LOSS_WINDOW = 50  # steps in a checkpoint's train_loss
 _SECONDS_BETWEEN_REPORTS = 0.5
-_STEPS_BETWEEN_CHECKS = 20
-
-
-class TrainingDiverged(RuntimeError):
-    """The loss stopped being a number; lower the learning rate."""
 
 
 def keep_freed_memory() -> None:
@@ -50,16 +39,6 @@ def keep_freed_memory() -> None:
         # Some versions refuse an mmap threshold above 32 MiB, and report it by returning 0.
         if not libc.mallopt(option, 1 << 30):
             libc.mallopt(option, 32 << 20)
-
-
-def resolve_precision(requested: str, *, device: torch.device) -> str:
-    """ "fp32" or "bf16". "auto" is bf16 on CUDA and fp32 on a CPU, the same for every size of a family.
-
-    A CPU with bf16 instructions gains from about 500k parameters on, but choosing by size would put a change of
-    precision into the middle of the scale axis; ask for "bf16" by name there."""
-    if requested != "auto":
-        return requested
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
 
 
 def _check(model: ModelSpec, train: TrainSpec, stream: TokenStream, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -115,22 +94,30 @@ def train(
     folder: Path,
     *,
     progress: Progress | None = None,
+    accumulation: int = 1,
 ) -> list[dict[str, Any]]:
     """Train until the last checkpoint is in `folder`, and return every checkpoint's record, oldest first.
 
     A record holds step, tokens, phase, is_last, train_loss (nats, mean of the last 50 steps; None before the first),
     weights_digest, data_digest, run_digest, attention, attention_rejected, precision, device, and cpu_seconds and
-    wall_seconds spent on the run up to there. `progress` is called at most twice a second. Raises SpecError for specs,
-    stream and tokenizer that do not fit together, TrainingDiverged when the loss is not finite."""
+    wall_seconds spent on the run up to there. `progress` is called at most twice a second. `accumulation` pieces of a
+    batch go through the model one after the other: less memory, the same gradients up to rounding, hence no part of
+    the run's identity. Raises SpecError for specs, stream and tokenizer that do not fit together, TrainingDiverged
+    (models.divergence) when a run is lost; its checkpoints stay, and all of them are finite."""
     folder = Path(folder)
     n_rows = _check(model_spec, train_spec, stream, tokenizer)
+    if isinstance(accumulation, bool) or not isinstance(accumulation, int) or accumulation < 1 or n_rows % accumulation:
+        raise SpecError(
+            f"accumulation={accumulation!r} must be a whole number that divides the {n_rows} rows of a batch; "
+            f"accepted: {', '.join(str(n) for n in range(1, n_rows + 1) if n_rows % n == 0)}"
+        )
     digest = _digest(model_spec, train_spec, stream)
     save_at = checkpoint_steps(train_spec)
     records = _finished(folder, train_spec, digest)
     if [record["step"] for record in records] == list(save_at):
         return records
     keep_freed_memory()
-    run = _Run(model_spec, train_spec, stream, n_rows)
+    run = Loop(model_spec, train_spec, stream, n_rows, accumulation)
     source = checkpoint.latest(folder, with_state=True)
     if source is not None:
         run.resume(source)
@@ -145,112 +132,3 @@ def train(
         if progress is not None and time.monotonic() - last_report >= _SECONDS_BETWEEN_REPORTS:
             last_report = time.monotonic()
             progress(run.report())
-
-
-class _Run:
-    """A model, its optimizer and how far they have come."""
-
-    def __init__(self, model_spec: ModelSpec, train_spec: TrainSpec, stream: TokenStream, n_rows: int) -> None:
-        on_cpu = not torch.cuda.is_available()  # no other accelerator: what is untried is not taken by itself
-        device = PartialState(cpu=on_cpu).device
-        self.spec, self.stream, self.n_rows = train_spec, stream, n_rows
-        self.precision = resolve_precision(train_spec.precision, device=device)
-        # One process trains run after run, and accelerate refuses another precision until its state is let go.
-        AcceleratorState._reset_state()
-        self.accelerator = Accelerator(mixed_precision="bf16" if self.precision == "bf16" else "no", cpu=on_cpu)
-        if self.accelerator.num_processes > 1:
-            raise SpecError("one run trains in one process; start several runs to use several devices")
-        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
-        self.attention = attention.choose(
-            train_spec.attention, device=device, dtype=dtype, head_dim=model_spec.head_dim
-        )
-        self.model = build(model_spec, seed=train_spec.seed, attention=self.attention.implementation)
-        loss = NextTokenLoss(self.model, n_rows=n_rows, n_positions=model_spec.context_length)
-        groups = parameter_groups(self.model, model_spec, train_spec)
-        # Not prepared: accelerate's wrapper serves loss scaling, which neither precision needs, and searches the file
-        # system for optional packages at every step (2 % of the smallest model's).
-        self.optimizer = torch.optim.AdamW(groups, betas=train_spec.betas, fused=True)
-        self.loss = self.accelerator.prepare(loss.train())
-        self.parameters = list(self.model.parameters())
-        self.step = 0
-        # One slot per step: reading a loss would wait for the device, so they are looked at every few steps.
-        self.losses = torch.zeros(train_spec.steps, device=device)
-        self._n_checked = 0
-        self._spent = (0.0, 0.0)
-        self._started = (time.process_time(), time.perf_counter())
-
-    def advance(self) -> None:
-        """Take one step. Raises TrainingDiverged, within a few steps of its cause."""
-        rows = torch.from_numpy(self.stream.rows(self.step * self.n_rows, self.n_rows))
-        multiplier = learning_rate((self.step + 1) * self.spec.batch_tokens, self.spec)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * multiplier
-        loss = self.loss(rows.to(self.accelerator.device, non_blocking=True))
-        self.accelerator.backward(loss)
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.spec.grad_clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.losses[self.step] = loss.detach()
-        self.step += 1
-        if self.step - self._n_checked >= _STEPS_BETWEEN_CHECKS:
-            self._check_losses()
-
-    def _check_losses(self) -> None:
-        unchecked = self.losses[self._n_checked : self.step]
-        bad = (~torch.isfinite(unchecked)).nonzero()
-        if len(bad):
-            first = int(bad[0])
-            raise TrainingDiverged(
-                f"the loss became {unchecked[first].item()} at step {self._n_checked + first + 1} of "
-                f"{self.spec.steps}; lower peak_lr={self.spec.peak_lr:g} or lengthen the warmup"
-            )
-        self._n_checked = self.step
-
-    def report(self) -> dict[str, Any]:
-        """What a progress bar shows."""
-        return {
-            "step": self.step,
-            "steps": self.spec.steps,
-            "tokens": self.step * self.spec.batch_tokens,
-            "loss": self.losses[self.step - 1].item(),
-            "lr": self.spec.peak_lr * learning_rate(self.step * self.spec.batch_tokens, self.spec),
-        }
-
-    def _cost(self) -> tuple[float, float]:
-        """CPU and wall seconds, those of earlier sittings included."""
-        cpu, wall = time.process_time() - self._started[0], time.perf_counter() - self._started[1]
-        return self._spent[0] + cpu, self._spent[1] + wall
-
-    def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase, digest: str) -> dict[str, Any]:
-        """Write the checkpoint of the present step and return its record."""
-        self._check_losses()
-        window = self.losses[max(0, self.step - _LOSS_WINDOW) : self.step]
-        cpu_seconds, wall_seconds = self._cost()
-        record = {
-            "step": self.step,
-            "tokens": self.step * self.spec.batch_tokens,
-            "phase": phase(self.step, self.spec),
-            "is_last": self.step == self.spec.steps,
-            "train_loss": window.cpu().double().mean().item() if self.step else None,
-            "weights_digest": checkpoint.weights_digest(self.model),
-            "data_digest": self.stream.digest,
-            "run_digest": digest,
-            "attention": self.attention.implementation,
-            "attention_rejected": self.attention.rejected,
-            "precision": self.precision,
-            "device": str(self.accelerator.device),
-            "cpu_seconds": cpu_seconds,
-            "wall_seconds": wall_seconds,
-        }
-        state = {"optimizer": self.optimizer.state_dict(), "losses": window.cpu().clone()}
-        checkpoint.save(folder / checkpoint.folder_name(self.step), self.model, tokenizer, state, record)
-        return record
-
-    def resume(self, source: Path) -> None:
-        """Continue from a checkpoint that kept its training state."""
-        record, state = checkpoint.load_meta(source), checkpoint.load_state(source)
-        checkpoint.load_weights(source, self.model)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step = self._n_checked = record["step"]
-        self.losses[self.step - len(state["losses"]) : self.step] = state["losses"]
-        self._spent = (record["cpu_seconds"], record["wall_seconds"])

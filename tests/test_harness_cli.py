@@ -90,6 +90,7 @@ def test_a_wrong_input_is_one_line_and_exit_code_2(run, spec: Path, words: tuple
 
 
 def test_a_failed_run_is_named_and_the_exit_code_is_1(run, spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import models.divergence
     import models.train
 
     good = models.train.train
@@ -97,7 +98,7 @@ def test_a_failed_run_is_named_and_the_exit_code_is_1(run, spec: Path, monkeypat
 
     def diverge(model, *rest, **options):
         if model.name == "1x16":
-            raise models.train.TrainingDiverged("the loss became inf at step 1")
+            raise models.divergence.TrainingDiverged("the loss became inf at step 1")
         return good(model, *rest, **options)
 
     monkeypatch.setattr(models.train, "train", diverge)

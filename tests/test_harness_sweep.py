@@ -151,13 +151,14 @@ def test_a_users_task_file_is_asked_without_training_anything_again(
 def test_a_failed_run_is_recorded_and_the_others_go_on(
     spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import models.divergence
     import models.train
 
     train = models.train.train
 
     def fail_the_large(model, *rest, **options):
         if model.name == "2x16":
-            raise models.train.TrainingDiverged("the loss became nan at step 3")
+            raise models.divergence.TrainingDiverged("the loss became nan at step 3")
         return train(model, *rest, **options)
 
     monkeypatch.setattr(models.train, "train", fail_the_large)

@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from models.data import open_stream, write_stream
+from models.data import open_stream, sidecar, write_stream
+from models.shards import Windows, open_shard, permuted, write_shard
 from models.spec import SpecError
 from models.tokenizer import BOS_TOKEN_ID, load_tokenizer, tokenizer_digest, train_tokenizer
 
@@ -99,3 +100,76 @@ def test_a_stream_without_sidecar_or_of_another_size_is_refused(tmp_path):
     with pytest.raises(SpecError, match="write it first"):
         open_stream(path)
     assert record["n_rows"] == 7
+
+
+def test_ids_take_four_bytes_where_the_vocabulary_needs_them_and_two_elsewhere(tmp_path):
+    wide = write_stream(tmp_path / "wide", [[1, 65536]], 2, {}, vocab_size=65537)
+    assert wide.rows(0, 1).tolist() == [[1, 65536]] and (tmp_path / "wide").stat().st_size == 8
+    assert write_stream(tmp_path / "narrow", [[1, 65535]], 2, {}, vocab_size=65536).rows(0, 1).tolist() == [[1, 65535]]
+    assert (tmp_path / "narrow").stat().st_size == 4
+    assert "dtype" not in json.loads(sidecar(tmp_path / "narrow").read_text())  # as every stream was written before
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 63, 64, 65, 1000])
+def test_the_permutation_gives_every_place_once_and_another_order_for_another_key(n):
+    one = [permuted(i, n, b"a") for i in range(n)]
+    assert sorted(one) == list(range(n))
+    assert one == [permuted(i, n, b"a") for i in range(n)]
+    if n >= 63:
+        other = [permuted(i, n, b"b") for i in range(n)]
+        assert one != other and one != list(range(n)) and sorted(other) == list(range(n))
+        assert abs(np.corrcoef(one, np.arange(n))[0, 1]) < 4 / np.sqrt(n)
+
+
+def test_a_huge_permutation_needs_no_memory_for_it():
+    n = 10**15 + 7
+    assert len({permuted(i, n, b"k") for i in range(200)}) == 200
+    assert all(0 <= permuted(i, n, b"k") < n for i in range(200))
+
+
+def shards(tmp_path, *documents):
+    found = []
+    for number, texts in enumerate(documents):
+        pieces = [[text[:3], text[3:]] for text in texts]  # a document comes in pieces
+        found.append(write_shard(tmp_path / f"{number}", pieces, bos=0, vocab_size=500, meta={"n": number}))
+    return found
+
+
+def test_a_shard_gives_back_its_documents_each_after_a_begin_of_text(tmp_path):
+    (shard,) = shards(tmp_path, [[1, 2, 3, 4, 5], [6]])
+    assert shard.tokens.tolist() == [0, 1, 2, 3, 4, 5, 0, 6] and shard.n_documents == 2
+    again = open_shard(tmp_path / "0")
+    assert (again.n_tokens, again.digest, again.meta) == (8, shard.digest, {"n": 0})
+    assert shard.digest == hashlib.sha256(shard.tokens.astype("<u2").tobytes()).hexdigest()
+    (tmp_path / "0").write_bytes((tmp_path / "0").read_bytes()[:-1])
+    with pytest.raises(SpecError, match="write it again"):
+        open_shard(tmp_path / "0")
+    sidecar(tmp_path / "0").unlink()
+    with pytest.raises(SpecError, match="no finished shard"):
+        open_shard(tmp_path / "0")
+
+
+def test_a_shard_that_fails_midway_leaves_nothing_behind(tmp_path):
+    with pytest.raises(SpecError, match=r"document 1 holds a token id outside 0\.\.65535"):
+        write_shard(tmp_path / "s", [[[1]], [[65536]]], bos=0, vocab_size=500, meta={})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_token_is_a_target_once_in_an_epoch(tmp_path):
+    made = shards(tmp_path, [list(range(1, 100))], [list(range(100, 108))], [], [list(range(200, 300))])
+    windows = Windows(made, 10)
+    assert len(windows) == 99 // 10 + 0 + 0 + 100 // 10  # 8 tokens fill no row
+    for epoch in range(2):
+        order = [windows.shuffled(k, "wiki", 7) for k in range(epoch * len(windows), (epoch + 1) * len(windows))]
+        rows = [windows.row(index, 0) for index in order]
+        assert all(len(row) == 11 and row[0] == 0 for row in rows)
+        targets = sorted(token for row in rows for token in row[1:].tolist())
+        assert targets == [*range(1, 91), *range(200, 300)]
+    first, second = ([windows.shuffled(k, "wiki", 7) for k in range(a, a + 19)] for a in (0, 19))
+    assert first != second != [windows.shuffled(k, "wiki", 8) for k in range(19, 38)]
+
+
+def test_text_shorter_than_a_row_is_refused(tmp_path):
+    windows = Windows(shards(tmp_path, [[1, 2, 3]]), 10)
+    with pytest.raises(SpecError, match="4 tokens, fewer than one row of 11"):
+        windows.shuffled(0, "wiki", 0)

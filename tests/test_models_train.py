@@ -7,16 +7,18 @@ import sys
 import numpy as np
 import pytest
 import torch
+from tiny_checkpoints import change_weights
 from torch.nn import functional as F
 
-from models import checkpoint
+from models import checkpoint, loop
 from models import train as training
 from models.data import write_stream
 from models.decoder import build
+from models.divergence import TrainingDiverged, Watch
 from models.loss import NextTokenLoss
 from models.spec import SpecError, TrainSpec, size_to_spec
 from models.tokenizer import train_tokenizer
-from models.train import TrainingDiverged, train
+from models.train import train
 
 CONTEXT = 16
 RUN = TrainSpec(tokens=20 * 4 * CONTEXT, batch_tokens=4 * CONTEXT, peak_lr=2**-7, n_checkpoints=4)
@@ -167,9 +169,125 @@ def test_progress_tells_the_step_and_is_rare(stream, tokenizer, tmp_path):
 
 def test_a_diverging_run_stops_and_names_its_step(stream, tokenizer, tmp_path):
     wild = TrainSpec(tokens=20 * 64, batch_tokens=64, peak_lr=1e30, n_checkpoints=2)
-    with pytest.raises(TrainingDiverged, match=r"step \d+ of 20; lower peak_lr=1e\+30"):
+    with pytest.raises(TrainingDiverged, match=r"loss nan.* step 2 of 20 \(128 tokens, .*; lower peak_lr=1e\+30"):
         train(spec(), wild, stream, tokenizer, tmp_path / "run")
     assert [path.name for path in checkpoint.checkpoints(tmp_path / "run")] == ["step-000000"]
+
+
+def test_a_nan_in_the_weights_is_seen_at_once_and_blamed_on_them(stream, tokenizer, tmp_path, monkeypatch):
+    def broken(*given, **options):
+        model = build(*given, **options)
+        with torch.no_grad():
+            model.model.layers[0].mlp.up_proj.weight[3, 1] = torch.nan
+        return model
+
+    monkeypatch.setattr(loop, "build", broken)
+    monkeypatch.setattr(training, "checkpoint_steps", lambda spec: (4,))
+    with pytest.raises(TrainingDiverged, match=r"step 1 of 20 .* look at the weights and the token stream"):
+        train(spec(), RUN, stream, tokenizer, tmp_path / "run")
+    monkeypatch.undo()
+    monkeypatch.setattr(loop, "build", broken)
+    with pytest.raises(TrainingDiverged, match=r"step 0 of 20: 1 tensors are not finite, .*up_proj"):
+        train(spec(), RUN, stream, tokenizer, tmp_path / "run")
+    assert not checkpoint.checkpoints(tmp_path / "run")
+
+
+def test_an_infinite_gradient_is_stopped_before_it_reaches_the_weights(stream, tokenizer, tmp_path, monkeypatch):
+    clip, weights = torch.nn.utils.clip_grad_norm_, []
+
+    def spoilt(parameters, most):
+        weights.append([p.detach().clone() for p in parameters])
+        if len(weights) == 7:
+            parameters[0].grad[0, 0] = torch.inf
+        weights.append(parameters)
+        return clip(parameters, most)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", spoilt)
+    with pytest.raises(TrainingDiverged, match="gradient norm inf at step 4 of 20"):
+        train(spec(), RUN, stream, tokenizer, tmp_path / "run")
+    assert all(torch.equal(a, b) for a, b in zip(weights[-2], weights[-1], strict=True))
+
+
+def test_a_lost_run_keeps_its_checkpoints_and_stops_again_where_it_stopped(stream, tokenizer, tmp_path, monkeypatch):
+    see = Watch.see
+    monkeypatch.setattr(Watch, "see", lambda self, step, loss, norm: see(self, step, loss, norm if step < 8 else 1e999))
+    for _ in range(2):  # the second time it resumes from step 5
+        with pytest.raises(TrainingDiverged, match="gradient norm inf at step 8 of 20"):
+            train(spec(), RUN, stream, tokenizer, tmp_path / "run")
+        assert [path.name for path in checkpoint.checkpoints(tmp_path / "run")] == ["step-000000", "step-000005"]
+
+
+def test_a_poisoned_checkpoint_is_refused_and_not_continued(stream, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "_SECONDS_BETWEEN_REPORTS", 0.0)
+
+    def interrupt(report):
+        if report["step"] == 7:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        train(spec(), RUN, stream, tokenizer, tmp_path / "run", progress=interrupt)
+    change_weights(tmp_path / "run" / "step-000005", lambda tensors: tensors["lm_head.weight"].fill_(torch.nan))
+    with pytest.raises(TrainingDiverged, match=r"step-000005: 1 tensors are not finite, lm_head.*; .*delete that"):
+        train(spec(), RUN, stream, tokenizer, tmp_path / "run")
+
+
+LONG = TrainSpec(tokens=500 * 64, batch_tokens=64, peak_lr=0.01, warmup=0.1)
+
+
+def watched(losses, spec=LONG, through_state_at=None):
+    """The step at which a run with these losses is stopped, or None."""
+    watch = Watch(spec)
+    for step, loss in enumerate(losses, start=1):
+        if step == through_state_at:
+            old, watch = watch, Watch(spec)
+            watch.restore(json.loads(json.dumps(old.state())))
+        try:
+            watch.see(step, float(loss), 1.0)
+        except TrainingDiverged as error:
+            assert f"step {step} of {spec.steps}" in str(error) and "above its start" in str(error)
+            return step
+    return None
+
+
+def test_a_loss_that_stays_above_its_start_is_stopped_and_a_noisy_start_is_not():
+    steps, noise = np.arange(500), np.random.default_rng(0).normal(0, 0.3, 500)
+    falling = 3 + 3 * np.exp(-steps / 100) + noise
+    risen = np.where(steps < 200, falling, 9.0)
+    stopped = watched(risen)
+    assert 250 < stopped < 260  # a tenth of 500 steps, and the few until the average has risen
+    assert watched(risen, through_state_at=230) == stopped
+    spike = np.where((steps >= 60) & (steps < 95), 9.0, falling)  # the average needs some steps to come down
+    rough_start = np.where(steps < 50, 20 * falling, falling)
+    rough_start[0] = falling[0]
+    nothing_to_learn = 6 + noise / 10
+    assert [watched(x) for x in (falling, spike, rough_start, nothing_to_learn)] == [None] * 4
+    risen_at_once = 6 + 0.2 * (steps > 0)
+    assert watched(risen_at_once) == 50 + 51  # the warmup, and one step more than the patience
+    few = TrainSpec(tokens=40 * 64, batch_tokens=64, peak_lr=0.01)
+    assert watched(risen_at_once[:40], few) is None  # too short a run to say
+
+
+@pytest.mark.parametrize("accumulation", [2, 4])
+def test_a_batch_in_pieces_trains_the_same_model(straight, stream, tokenizer, tmp_path, accumulation):
+    records = train(spec(), RUN, stream, tokenizer, tmp_path / "run", accumulation=accumulation)
+    whole = [record["train_loss"] for record in straight[1]][1:]
+    assert [record["train_loss"] for record in records][1:] == pytest.approx(whole, rel=1e-5)
+    assert [record["run_digest"] for record in records] == [record["run_digest"] for record in straight[1]]
+    pieces, once = build(spec(), seed=0), build(spec(), seed=0)
+    rows = torch.from_numpy(stream.rows(0, 4))
+    NextTokenLoss(once, n_rows=4, n_positions=CONTEXT)(rows).backward()
+    part = NextTokenLoss(pieces, n_rows=4 // accumulation, n_positions=CONTEXT)
+    for piece in rows.chunk(accumulation):
+        (part(piece) / accumulation).backward()
+    for a, b in zip(pieces.parameters(), once.parameters(), strict=True):
+        assert (a.grad - b.grad).norm() < 1e-5 * b.grad.norm()
+
+
+@pytest.mark.parametrize("accumulation", [0, 3, 8, 2.0, True])
+def test_pieces_that_do_not_divide_a_batch_are_refused(stream, tokenizer, tmp_path, accumulation):
+    with pytest.raises(SpecError, match=r"accumulation=.* the 4 rows of a batch; accepted: 1, 2, 4"):
+        train(spec(), RUN, stream, tokenizer, tmp_path / "run", accumulation=accumulation)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -194,8 +312,8 @@ def test_a_folder_is_never_continued_with_another_recipe(straight, stream, token
 
 
 def test_bf16_trains_in_mixed_precision_with_float32_weights():
-    assert training.resolve_precision("bf16", device=torch.device("cpu")) == "bf16"
-    assert training.resolve_precision("auto", device=torch.device("cpu")) == "fp32"
+    assert loop.resolve_precision("bf16", device=torch.device("cpu")) == "bf16"
+    assert loop.resolve_precision("auto", device=torch.device("cpu")) == "fp32"
     rows = torch.arange(CONTEXT + 1)[None, :]
     model = build(spec("2x16"), seed=0)
     loss = NextTokenLoss(model, n_rows=1, n_positions=CONTEXT)
