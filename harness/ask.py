@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import pandas as pd
 
+from harness.reuse import known_answers
 from harness.store import DOCUMENTS, SAMPLES, documents_path, is_part, read_table, samples_path, write_table
 from tasks.base import Document, Task, TaskError
 from tasks.prompting import drop_shots
@@ -114,15 +115,7 @@ def ask_tasks(
         tell(asked, {})
         started = time.monotonic()
         try:
-            frame = answer(
-                model,
-                questions_of(asked, model, tokenizer, documents_path(results, asked.task.name, asked.digest)),
-                run_id=run_id,
-                step=step,
-                task_digest=asked.digest,
-                alone=asked.task.needs("alone"),
-                language=asked.task.language,
-            )
+            frame = _answers(model, asked, tokenizer, results, run_id, step)
         except (ValueError, RuntimeError) as error:
             failures[asked.task.name] = str(error)
             tell(asked, {"error": str(error)})
@@ -130,6 +123,31 @@ def ask_tasks(
             write_table(samples_path(results, run_id, step, asked.task.name, asked.digest), frame, SAMPLES)
             tell(asked, {"documents": len(frame), "seconds": time.monotonic() - started})
     return failures
+
+
+def _answers(
+    model: LanguageModel, asked: TaskToAsk, tokenizer: str, results: Path, run_id: str, step: int
+) -> pd.DataFrame:
+    """Return the samples of one task; what this checkpoint has answered before is not asked again."""
+    task, alone = asked.task, asked.task.needs("alone")
+    wanted = questions_of(asked, model, tokenizer, documents_path(results, task.name, asked.digest))
+    keys = [(question.document.level, question.document.doc_id) for question in wanted]
+    known = known_answers(
+        samples_path(results, run_id, step, task.name, asked.digest),
+        results / "documents",
+        lambda: documents_frame(question.document for question in wanted),
+        alone=alone,
+    )
+    new = [question for key, question in zip(keys, wanted, strict=True) if key not in known]
+    said = pd.DataFrame(columns=SAMPLES.names)
+    if new:
+        at: dict[str, Any] = {"run_id": run_id, "step": step, "task_digest": asked.digest}
+        said = answer(model, new, **at, alone=alone, language=task.language)
+    if not known:
+        return said
+    before = pd.DataFrame([row | {"task_digest": asked.digest} for row in known.values()], columns=SAMPLES.names)
+    both = pd.concat([frame for frame in (before, said) if len(frame)], ignore_index=True)
+    return both.set_index(["level", "doc_id"], drop=False).loc[keys].reset_index(drop=True)
 
 
 def documents_frame(documents: Iterable[Document]) -> pd.DataFrame:

@@ -31,7 +31,7 @@ KINDS = ("language modeling", "classification", "qa", "generation")
 ROLES = ("probe", "control")
 DEFAULT_SIZE = 500  # evaluation documents per level of a procedural task
 MAX_DRAWS_PER_DOCUMENT = 4  # repeated questions are skipped; a small task gives fewer documents instead of searching on
-FORMAT = 1  # raise when this package renders or draws documents differently
+FORMAT = 2  # raise when this package renders or draws documents differently
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -175,8 +175,9 @@ class Task:
         return sources.read_rows(self.examples, f"{self.name}, examples", self.file.parent)
 
     @cached_property
-    def digest(self) -> str:
-        """Names what the task asks: its code, its parameters and its data. Neither size nor scoring is part of it."""
+    def stem_digest(self) -> str:
+        """Names the task without its levels: its code, its options and its data. Documents and shots are drawn by it,
+        so that a level that is added changes no document of the others."""
         try:
             code = [identity.code_text(function) for function in (self.function, self.train) if function is not None]
         except OSError as error:
@@ -193,12 +194,21 @@ class Task:
             FORMAT,
             self.name,
             self.version,
-            [{name: list(values) for name, values in grid.items()} for grid in (self.grid, self.train_grid)],
             (self.shots, self.join, self.delimiter, self.shared, self.balanced),
             code,
             [dict(row) for row in self.rows],
             *([used] if used else []),
         )
+
+    @cached_property
+    def digest(self) -> str:
+        """Names what the task asks: its stem and its levels. Neither size nor scoring is part of it."""
+        return identity.digest_of(self.stem_digest, {name: list(values) for name, values in self.grid.items()})
+
+    @cached_property
+    def training_digest(self) -> str:
+        """Names what the task writes into training text: its stem, and the levels where those decide the text."""
+        return identity.digest_of(self.stem_digest, [] if self.train is not None else self.train_levels)
 
     def shortcuts(self) -> dict[str, dict[str, float]]:
         """Per level, the best score of a solver without the ability, where the task declares one."""
@@ -228,7 +238,7 @@ class Task:
     def documents(self, *, limit: int | None = None, seed: int = 0) -> list[Document]:
         """The evaluation documents, level after level; at most `limit` (default: the task's size) of each level.
 
-        Document i of a level is a function of (digest, level, seed, i) alone, so a lower limit gives the first
+        Document i of a level is a function of (stem digest, level, seed, i) alone, so a lower limit gives the first
         documents of a higher one. Repetitions are left out: a level with few distinct documents gives fewer.
         Raises TaskError where the function is impure, fails, or finds no document that the split allows.
         """
@@ -276,7 +286,7 @@ class Task:
                 yield i, doc
             return
         for i in range(MAX_DRAWS_PER_DOCUMENT * (limit or DEFAULT_SIZE)):
-            key = (self.digest, "evaluation", level_name(level), seed, i)
+            key = (self.stem_digest, "evaluation", level_name(level), seed, i)
             doc = self._draw(identity.generator(*key), level, "evaluation", number=i)
             if i < 3 and doc != self._draw(identity.generator(*key), level, "evaluation", number=i):
                 raise TaskError(
@@ -343,7 +353,7 @@ class Task:
                 f"task {self.name!r} ({self.source}): all documents must be of one kind of output; "
                 f"document {doc_id} is {doc.output}, not {self.output}"
             )
-        drawn = self._shots(doc, level, (self.digest, level_name(level), seed), doc_id)
+        drawn = self._shots(doc, level, (self.stem_digest, level_name(level), seed), doc_id)
         if len(drawn) < self.shots:
             raise TaskError(
                 f"task {self.name!r}: shots={self.shots}, but only {len(drawn)} other documents are to be had"

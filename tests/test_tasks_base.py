@@ -90,7 +90,7 @@ def number(rng) -> Answer:
     """Repeat a number.
 
     More."""
-    n = str(rng.integers(10**6))
+    n = str(rng.integers(10**9))
     return Answer(f"say {n} :", n)
 
 
@@ -380,10 +380,14 @@ def next_number(rng, k):
 """
 
 
-def digest_of(source: str, folder: Path, name: str) -> str:
+def written(source: str, folder: Path, name: str) -> Task:
     file = folder / f"{name}.py"
     file.write_text(source)
-    return load_task(str(file)).digest
+    return load_task(str(file))
+
+
+def digest_of(source: str, folder: Path, name: str) -> str:
+    return written(source, folder, name).digest
 
 
 @pytest.mark.parametrize(
@@ -397,7 +401,7 @@ def digest_of(source: str, folder: Path, name: str) -> str:
         ('kind="generation"', 'kind="generation", shots=1', True),
         ("    return n\n", "    return n + 7\n", False),  # an unrelated function
         ("OTHER = 1", "OTHER = 2", False),
-        ("k=[1, 2]", "train_levels={'k': [3]}, k=[1, 2]", True),
+        ("k=[1, 2]", "train_levels={'k': [3]}, k=[1, 2]", False),  # what it trains on
         ("size=30", "size=60", False),
         ("Say the next number.", "Say the number after.", False),  # the docstring
         ("    n = int", "    # why\n\n    n = int", False),  # comments and blank lines
@@ -410,6 +414,17 @@ def test_a_digest_changes_with_what_is_asked_and_with_nothing_else(
     assert old in FILE
     before, after = digest_of(FILE, tmp_path, "before"), digest_of(FILE.replace(old, new), tmp_path, "after")
     assert (before != after) == changes
+
+
+def test_a_level_that_is_added_changes_no_document_and_no_training_text_but_its_own(tmp_path: Path) -> None:
+    fixed = FILE.replace("k=[1, 2]", "train_levels={'k': [1]}, k=[1, 2]")
+    before = written(fixed, tmp_path, "before")
+    after = written(fixed.replace("k=[1, 2]", "k=[1, 2, 3]"), tmp_path, "after")
+    free = [written(FILE.replace("k=[1, 2]", f"k={k}"), tmp_path, f"free{len(k)}") for k in ([1, 2], [1, 2, 3])]
+    prompts = [[d.prompt for d in made.documents(limit=4) if d.level != "k=3"] for made in (before, after)]
+    assert prompts[0] == prompts[1] and len(after.documents(limit=4)) > len(prompts[1])
+    assert before.training_digest == after.training_digest and before.digest != after.digest
+    assert free[0].training_digest != free[1].training_digest  # its rows are drawn from all levels
 
 
 def test_digests_repeat_and_differ_between_tasks() -> None:
