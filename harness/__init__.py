@@ -21,21 +21,26 @@ if TYPE_CHECKING:
 
 
 def run_sweep(
-    spec: str | Path, *, results: str | Path = "results", tasks: Sequence[str] = (), workers: int | None = None
+    spec: str | Path,
+    *,
+    results: str | Path = "results",
+    tasks: Sequence[str] = (),
+    workers: int | None = None,
+    **engine: Any,
 ) -> Results:
     """Train and evaluate what `spec` is missing under `results`/<name>, then analyse it.
 
-    `tasks`: further task names or .py files. `workers`: processes, 0 for this one; by default what suits the sweep."""
+    `tasks`: further task names or .py files. `workers`: processes, 0 for this one; by default what suits the sweep.
+    `engine`: what else harness.sweep.Engine takes, such as executor="ray"."""
     from harness.plan import make_plan
     from harness.progress import Display
     from harness.spec import load_sweep
-    from harness.sweep import default_workers, run_missing
+    from harness.sweep import Engine, run_missing
 
     sweep = load_sweep(spec, extra_tasks=tasks, results=Path(results))
     plan = make_plan(sweep, Path(results))
-    workers = default_workers(plan) if workers is None else workers
     with Display(plan, quiet=True) as display:
-        run_missing(sweep, Path(results), workers=workers, report=display)
+        run_missing(sweep, Path(results), engine=Engine(workers=workers, **engine), report=display)
     return analyze_results(plan.folder)
 
 

@@ -13,10 +13,13 @@ from typing import Any
 
 import pandas as pd
 
+from harness import budgets
+from harness.budgets import has_budgets, one_budget
 from harness.curves import Constants, read_constants
 from harness.emergence import verdicts_table
 from harness.fits import fits_table
 from harness.forecast import backtests_table, forecasts_table
+from harness.fresh import answers_digest, code_digest
 from harness.judge import with_judgements
 from harness.links import curve_links_table, links_table
 from harness.paired import PAIR_COLUMNS, pairs_table
@@ -84,26 +87,24 @@ def analyze(folder: Path, *, axis: str = "flops", constants: Mapping[str, Any] |
         tables |= {name: table for name, table in _no_answers().items() if not (folder / f"{name}.parquet").exists()}
     else:
         raise StoreError(f"{folder}: neither answers nor scores are there yet; make them with: harness sweep SPEC")
-    tables |= {"fits": fits_table(scores), "backtests": backtests_table(scores)}
-    tables["forecasts"] = forecasts_table(scores, backtests=tables["backtests"])
+    # Sizes are foreseen from sizes at one D: what a smaller budget costs is no news of what a larger size brings.
+    final = one_budget(scores)
+    tables |= {"fits": _fits(scores), "backtests": backtests_table(final)}
+    tables["forecasts"] = forecasts_table(final, backtests=tables["backtests"])
     tables["verdicts"] = verdicts_table(scores, chosen, axis, backtests=tables["backtests"], links=tables["links"])
     for name, table in tables.items():
         write_table(folder / f"{name}.parquet", table)
-    write_json(folder / "analysis.json", _trace(folder, axis, chosen))
+    write_json(folder / "analysis.json", _trace(folder, axis, chosen) | {"chosen": dict(constants or {})})
     return load_results(folder)
 
 
 def _trace(folder: Path, axis: str, constants: Constants) -> dict[str, Any]:
     """Return what the tables were made by: code, choices, and a digest of every table."""
     tables = {name: sha256((folder / f"{name}.parquet").read_bytes()).hexdigest()[:12] for name in TABLES}
-    here = Path(__file__).parent
-    code = sha256()
-    folders = (here, here / "fits", here.parent / "tasks", here.parent / "tasks" / "metrics")
-    for path in sorted(path for folder in folders for path in folder.glob("*.py")):
-        code.update(path.name.encode() + path.read_bytes())
     return {
         "version": metadata.version("emergence-harness"),
-        "code_digest": code.hexdigest()[:12],
+        "answers": answers_digest(folder),
+        "code_digest": code_digest(),
         "axis": axis,
         "constants": asdict(constants),
         "tables": tables,
@@ -147,11 +148,20 @@ def _imported(
     return scores, {"runs": runs, "scores": scores, "links": links, "missing": missing, **detail}
 
 
+def _fits(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return the fits of the loss: those along size or compute at one token budget, those of L(N, D) at all of them."""
+    if not has_budgets(scores):
+        return fits_table(scores)
+    one, all_of_them = fits_table(one_budget(scores)), fits_table(scores)
+    both = all_of_them[all_of_them["x"].astype(str).str.contains(",")]
+    return pd.concat([one, both]).sort_values("subject", kind="stable", ignore_index=True)
+
+
 def _of_answers(
     samples: pd.DataFrame, documents: pd.DataFrame, tasks: list[dict[str, Any]], runs: pd.DataFrame
 ) -> dict[str, pd.DataFrame]:
-    """Return the tables that only stored answers can give."""
-    given = (samples, documents, tasks, runs)
+    """Return the tables that only stored answers can give; of several token budgets at the largest."""
+    given = (samples, documents, tasks, one_budget(runs))
     return {
         "examples": examples_table(*given),
         "pairs": pairs_table(*given),
@@ -183,9 +193,11 @@ def _runs(folder: Path, stored: dict[str, Any], tasks: list[dict[str, Any]]) -> 
     """Return the run table (a row per run and evaluated checkpoint) and the table of the cells that are not there."""
     rows: list[dict[str, Any]] = []
     missing: list[dict[str, Any]] = []
+    several = any(cell.get("trunk") for cell in stored["grid"])
+    run_columns = [*RUN_COLUMNS, *(budgets.COLUMNS if several else ())]
     for cell in stored["grid"]:
         run_id, run_folder = cell["run_id"], folder / "runs" / cell["run_id"]
-        at = {"run_id": run_id, "size": cell["size"], "seed": cell["seed"]}
+        at = {"run_id": run_id, "size": cell["size"], "seed": cell["seed"], "tokens": cell.get("tokens")}
         error = read_json(run_folder / "error.json")["reason"] if (run_folder / "error.json").exists() else None
         if not (run_folder / "run.json").exists():
             missing.append(at | {"step": None, "task": "(all)", "reason": error or "not trained yet"})
@@ -196,18 +208,20 @@ def _runs(folder: Path, stored: dict[str, Any], tasks: list[dict[str, Any]]) -> 
             if meta["step"] in cell["steps"]:
                 n_tokens = {"flops": cell["flops_per_token"] * meta["tokens"], "sweep": stored["spec"]["name"]}
                 known = shared | meta | n_tokens  # of a model trained elsewhere some of it is not known
-                rows.append({key: known.get(key) for key in RUN_COLUMNS})
+                # A trunk from before there were branches does not say; its last checkpoint is its decay's end.
+                known["annealed"] = bool(meta.get("annealed", meta.get("is_last")))
+                rows.append({key: known.get(key) for key in run_columns})
         for step in cell["steps"]:
             for task in tasks:
                 if not is_part(samples_path(folder, run_id, step, task["name"], task["digest"])):
                     missing.append(at | {"step": step, "task": task["name"], "reason": error or "not evaluated yet"})
     missing += [
-        {"run_id": "(all)", "size": "(all)", "seed": None, "step": None, "task": name, "reason": reason}
+        {"run_id": "(all)", "size": "(all)", "task": name, "reason": reason}
         for name, reason in sorted(stored["left_out"].items())
     ]
-    columns = ["run_id", "size", "seed", "step", "task", "reason"]
-    frame = pd.DataFrame(missing, columns=columns).astype({"seed": "Int64", "step": "Int64"})
-    return pd.DataFrame(rows, columns=list(RUN_COLUMNS)), frame
+    columns = ["run_id", "size", "seed", *(["tokens"] if several else []), "step", "task", "reason"]
+    counts = {name: "Int64" for name in ("seed", "tokens", "step") if name in columns}
+    return pd.DataFrame(rows, columns=run_columns), pd.DataFrame(missing, columns=columns).astype(counts)
 
 
 def _samples(folder: Path, runs: pd.DataFrame, tasks: list[dict[str, Any]]) -> pd.DataFrame:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from harness.budgets import has_budgets, one_budget
 from harness.curves import Cell, Constants
 from harness.store import StoreError
 from harness.width import build_curve
@@ -37,6 +38,7 @@ class Axis:
     unit: str = "decades"  # of s
     per_decade: float = 1.0  # units of s that a decade of training compute is worth
     about: str = ""  # what a reader must know to read s
+    points: str = "sizes"  # what stands along it
 
     def constants(self, k: Constants) -> Constants:
         """Return the constants with what is said in decades in units of s."""
@@ -81,7 +83,9 @@ def curve_rows(scores: pd.DataFrame, axis: str) -> tuple[Axis, list[Rows]]:
 
     "flops", "n_params_non_embedding", "n_params" and "tokens" take the last checkpoint of every run, s = log10 of the
     column; "checkpoints" takes all checkpoints of the largest size, s = log10 of the tokens seen; "loss" takes the last
-    checkpoints, s = minus the mean language-modelling loss of the size. Columns that are not needed are ignored.
+    checkpoints, s = minus the mean language-modelling loss of the size. Of a sweep with several token budgets, "tokens"
+    takes the largest size at each of them, "loss" every size at each, and the others the largest budget (budgets).
+    Columns that are not needed are ignored.
     Raises StoreError, naming the row, for missing columns, shares outside 0 to 1, duplicate rows and bad scales."""
     _check_columns(scores, axis)
     last = scores["is_last"].astype(bool)
@@ -89,7 +93,7 @@ def curve_rows(scores: pd.DataFrame, axis: str) -> tuple[Axis, list[Rows]]:
         return Axis(axis), []
     found, rows = _along(scores, last, axis)
     sizes = _size_names(rows)
-    places = sizes if axis != "checkpoints" else rows["tokens"].map(lambda v: f"{v:.3g} tokens")
+    places = sizes if found.points == "sizes" else rows["tokens"].map(lambda v: f"{v:.3g} tokens")
     rows = rows.assign(_place=np.asarray(places, dtype=object))
     _check_rows(rows, by_step=axis == "checkpoints")
     rows = rows.sort_values([*KEYS, "_s", "seed", "value"], ignore_index=True)
@@ -139,8 +143,7 @@ def make_cell(rows: Rows, axis: Axis, k: Constants) -> Cell | str:
     starts = np.flatnonzero(np.r_[True, s[1:] != s[:-1]]) if len(s) else np.empty(0, dtype=int)
     said = "".join(f" {remark}." for remark in (rows.missing, axis.about) if remark)
     if len(starts) < 3:
-        points = "checkpoints" if axis.name == "checkpoints" else "sizes"
-        return f"Too little to decide: {len(starts)} {points}, needs {k.min_sizes:g}.{said}"
+        return f"Too little to decide: {len(starts)} {axis.points}, needs {k.min_sizes:g}.{said}"
     counts = np.diff(np.r_[starts, len(s)])
     threshold = not bool(rows.passed["continuous"])
     sign = 1 if rows.higher_is_better else -1
@@ -200,12 +203,18 @@ def make_cell(rows: Rows, axis: Axis, k: Constants) -> Cell | str:
 def _along(scores: pd.DataFrame, last: pd.Series, axis: str) -> tuple[Axis, pd.DataFrame]:
     """Return the scale and the rows that lie along it, with the column _s."""
     if axis == "checkpoints":
-        order = scores.sort_values(["n_params_non_embedding", "flops"])
-        largest = _size_names(order).iloc[-1]
-        rows = scores[(_size_names(scores) == largest) & (scores["tokens"] > 0)]
+        rows, largest = _largest(one_budget(scores))
+        rows = rows[rows["tokens"] > 0]
         about = f"Along the checkpoints of the largest size ({largest}), which share their runs' seeds"
-        return Axis(axis, about=about), rows.assign(_s=np.log10(_positive(rows, "tokens")))
+        about += " and, but for the last, are not annealed"
+        return Axis(axis, about=about, points="checkpoints"), rows.assign(_s=np.log10(_positive(rows, "tokens")))
     rows = scores[last]
+    if axis == "tokens" and has_budgets(scores):
+        rows, largest = _largest(rows)
+        about = f"Along the token budgets of the largest size ({largest}), each annealed; those of a seed share a trunk"
+        return Axis(axis, about=about, points="budgets"), rows.assign(_s=np.log10(_positive(rows, axis)))
+    if axis != "loss":  # which puts a branch where its loss is, whatever its budget
+        rows = one_budget(rows)
     if axis != "loss":
         s = np.log10(_positive(rows, axis))
         by_size = s.groupby([_size_names(rows), rows["tokens"]] if "tokens" in rows else _size_names(rows))
@@ -226,7 +235,16 @@ def _along(scores: pd.DataFrame, last: pd.Series, axis: str) -> tuple[Axis, pd.D
     unit = LOSSES[name]
     about = f"Along minus the {name}; a decade of compute lowers it by {drop:.3g} {unit} here. "
     about += "Where the loss saturates, what is gradual in compute is narrow in the loss"
+    if has_budgets(rows):
+        about += ". Sizes stand on it at every token budget"
     return Axis(axis, unit, drop, about), rows.assign(_s=-names.map(loss).astype(float))
+
+
+def _largest(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Return the rows of the largest size, and its name."""
+    names = _size_names(rows, by_budget=False)
+    largest = names[rows.sort_values(["n_params_non_embedding", "flops"]).index].iloc[-1]
+    return rows[names == largest], str(largest)
 
 
 def _log_axis(rows: pd.DataFrame, axis: str) -> Axis:
@@ -256,10 +274,15 @@ def _losses(last: pd.DataFrame) -> tuple[str, pd.Series]:
     )
 
 
-def _size_names(rows: pd.DataFrame) -> pd.Series:
-    """Return what the size of each row is called: its name, or its parameters and compute where it has none."""
+def _size_names(rows: pd.DataFrame, *, by_budget: bool = True) -> pd.Series:
+    """Return what the size of each row is called: its name, or its parameters and compute where it has none.
+
+    `by_budget`: a size on a smaller budget is a point of its own."""
     made = rows["n_params_non_embedding"].map("{:.4g}".format) + "/" + rows["flops"].map("{:.4g}".format)
-    return rows["size"].astype(object).where(rows["size"].notna(), made) if "size" in rows else made
+    names = rows["size"].astype(object).where(rows["size"].notna(), made) if "size" in rows else made
+    if not by_budget or not has_budgets(rows):
+        return names
+    return names.where(rows["trunk"].isna(), names + " at " + rows["tokens"].map("{:.3g} tokens".format))
 
 
 def _positive(rows: pd.DataFrame, name: str) -> pd.Series:

@@ -12,7 +12,7 @@ import typer
 from harness.console import DEFAULT_REPORTS, ReportsOption, print_table, verdict_summary
 
 if TYPE_CHECKING:
-    from harness.execute import Event
+    from harness.jobs import Event
 
 ModelsArgument = Annotated[
     list[str] | None,
@@ -48,6 +48,9 @@ WorkersOption = Annotated[
     int | None,
     typer.Option("--workers", min=0, help="Processes; 0 works in this one. Default: one per core, 0 for little work."),
 ]
+ExecutorOption = Annotated[
+    str | None, typer.Option("--executor", metavar="NAME", help="Where workers are: inline, local, ray or slurm.")
+]
 BatchOption = Annotated[
     int | None, typer.Option("--batch-tokens", min=1, help="Padded tokens of one forward pass; changes only speed.")
 ]
@@ -81,6 +84,7 @@ def evaluate(
     reports: ReportsOption = DEFAULT_REPORTS,
     scales: ScalesOption = None,
     workers: WorkersOption = None,
+    executor: ExecutorOption = None,
     batch_tokens: BatchOption = None,
     dtype: DtypeOption = "fp32",
     device: DeviceOption = "auto",
@@ -97,6 +101,7 @@ def evaluate(
     from harness.evaluate import Loading, has_answers, prepare, run
     from harness.progress import minutes
     from harness.report import build_report
+    from harness.stopping import stopping_on_signals
 
     started = time.monotonic()
     loading = Loading(
@@ -122,11 +127,14 @@ def evaluate(
     for task, reason in evaluation.left_out.items():
         print(f"left out: {task}: {reason}", file=sys.stderr)
     lines = Lines(quiet=quiet)
-    try:
-        failures = run(evaluation, workers=workers, report=lines, say=lines.say)
-    except KeyboardInterrupt:
+    with stopping_on_signals("stopping after the tasks at hand; once more ends them at once") as stop:
+        try:
+            failures = run(evaluation, workers=workers, executor=executor, report=lines, say=lines.say, stop=stop)
+        except KeyboardInterrupt:
+            stop.asked = True
+    if stop.asked:
         print("stopped; what is finished is kept, and the same command goes on from there", file=sys.stderr)
-        raise typer.Exit(130) from None
+        raise typer.Exit(stop.exit_code)
     for where, reason in failures.items():
         print(f"failed: {where}: {reason}", file=sys.stderr)
     folder = evaluation.folder
@@ -157,5 +165,7 @@ class Lines:
             self.say(f"{key}: {info['task']}: {info['documents']:,} documents, {info['seconds']:.1f} s")
         elif "error" in info:
             self.say(f"{key}: {info['task']}: cannot be asked")
+        elif event.state == "retrying":
+            self.say(f"{key}: {info['reason']}; once more in {info['wait_seconds']:g} s")
         elif "loading" in info:
             self.say(f"{key}: loading {info['loading']}")

@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +84,44 @@ def epochs(mixture: Mixture, texts: Mapping[str, Windows], *, data_seed: int, n_
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What a run reads of one text source; None where its tokens are not known yet."""
+
+    name: str
+    documents: int  # there are to train on
+    tokens: int | None  # there are, those that open documents included
+    share: float  # of the run's rows
+    epochs: float | None  # expected: a seed's own draw differs by chance
+    attribution: str | None  # what must be said wherever the text is used
+
+
+def reading(mixture: Mixture, tokenizer_folder: Path, *, n_rows: int, row_tokens: int) -> list[Reading]:
+    """Return for each text source of the mixture how much of it there is and how often a run reads it, by name.
+
+    `tokenizer_folder`: where the family's tokenizer stands or will; the tokens are known once they stand beside it."""
+    found = []
+    for source, share in mixture:
+        if not isinstance(source, Texts):
+            continue
+        tokens = times = None
+        with suppress(ValueError):  # not tokenised yet
+            there = windows(source, _shard_folder(tokenizer_folder, source), context_length=row_tokens - 1)
+            tokens = sum(shard.n_tokens for shard in there.shards)
+            times = share * n_rows / len(there) if len(there) else None
+        found.append(
+            Reading(
+                name=source.name,
+                documents=source.n_documents,
+                tokens=tokens,
+                share=share,
+                epochs=times,
+                attribution=source.attribution,
+            )
+        )
+    return found
+
+
 def repetition(mixture: Mixture, *, n_rows: int, row_tokens: int) -> list[str]:
     """Return a line for each text source that is surely read more than once, known before anything is tokenised.
 
@@ -134,12 +173,13 @@ def prepare_stream(
     vocab_size: int = 1 << 16,
 ) -> list[str]:
     """Write the token rows of one data seed, once; return a line for each text source that is read more than once."""
-    from models.data import open_stream, write_stream
+    from models.data import clear_unfinished, open_stream, write_stream
     from models.tokenizer import load_tokenizer
 
     # Absent or damaged: the rows are a function of the seed, so they are simply written again.
     with suppress(ValueError):
         return _repeated(open_stream(path).meta)
+    clear_unfinished(path)
     tokenizer = load_tokenizer(tokenizer_folder)
     texts = {
         source.name: windows(source, _shard_folder(tokenizer_folder, source), context_length=row_tokens - 1)
@@ -150,6 +190,9 @@ def prepare_stream(
     meta: dict[str, Any] = {"data_seed": data_seed, "mixture": {source.name: share for source, share in mixture}}
     if texts:
         meta["texts"] = epochs(mixture, texts, data_seed=data_seed, n_rows=n_rows)
+        for source, _ in mixture:
+            if isinstance(source, Texts) and source.attribution:
+                meta["texts"][source.name]["attribution"] = source.attribution
     return _repeated(write_stream(path, rows, row_tokens=row_tokens, meta=meta, vocab_size=vocab_size).meta)
 
 

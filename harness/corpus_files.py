@@ -93,6 +93,10 @@ def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
     if path.suffix.lower() == ".zst":
         import pyarrow as pa
 
+        if not pa.Codec.is_available("zstd"):
+            raise InputError(
+                f"{path.name}: this pyarrow cannot unpack .zst; pip install pyarrow from PyPI, or pack as .gz"
+            )
         return io.BufferedReader(pa.input_stream(path, compression="zstd"))
     return path.open("rb")
 

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from harness import corpus_files
+from harness.corpus_package import attribution, find_texts
 from harness.errors import InputError
 from harness.store import StoreError, read_json, write_json
 from tasks import Task, Text, task
@@ -51,6 +52,7 @@ class Source:
     name: str
     files: tuple[str, ...] = ()
     hub: str | None = None
+    package: str | None = None
     config: str | None = None
     split: str = "train"
     field: str = "text"
@@ -64,8 +66,14 @@ class Source:
 
             yield None, read_hub(self.hub, folder, config=self.config, split=self.split, field=self.field)
             return
-        for path in corpus_files.find_files(self.files, folder):
+        for path in self.paths(folder):
             yield path, corpus_files.read_documents(path, field=self.field, documents=self.documents)
+
+    def paths(self, folder: Path) -> list[Path]:
+        """Its files in the order in which they are read; none of a data set of the hub."""
+        if self.hub is not None:
+            return []
+        return find_texts(self.package) if self.package is not None else corpus_files.find_files(self.files, folder)
 
     def is_held_out(self, text: str) -> bool:
         return _fraction(text, "split") < self.held_out
@@ -99,7 +107,13 @@ class Texts:
     def digest(self) -> str:
         """Names the training text: the files' content, how it is read, and the share that is held out."""
         how = asdict(self.source) | {"files": None, "hub": None, "config": None, "split": None}
+        del how["package"]  # came later than the digests of other sources, which stay
         return hashlib.sha256(json.dumps([FORMAT, how, self.content], sort_keys=True).encode()).hexdigest()
+
+    @property
+    def attribution(self) -> str | None:
+        """What must be said wherever the text is used; None where nothing is known to be owed."""
+        return attribution(self.source.package)
 
     def training_text(self, rng: np.random.Generator, *, chars: int) -> str:
         """A passage of the sample, of `chars` characters where its part is that long."""
@@ -156,8 +170,7 @@ def _key(source: Source, folder: Path) -> str:
 
         state: Any = fingerprint(source.hub, folder, config=source.config, split=source.split)
     else:
-        found = corpus_files.find_files(source.files, folder)
-        state = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in found]
+        state = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in source.paths(folder)]
     return hashlib.sha256(json.dumps([FORMAT, asdict(source), state], sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -208,7 +221,7 @@ def _look(source: Source, folder: Path) -> Texts:
 def _refuse_lopsided(source: Source, n_documents: int, n_held_out: int) -> None:
     n = n_documents + n_held_out
     way_out = "give more documents, or another held_out"
-    if source.files and source.documents != "lines" and n < 1_000:
+    if source.hub is None and source.documents != "lines" and n < 1_000:
         way_out += ', or documents = "lines" where a .txt file has one on each'
     if n == 0:
         raise InputError("no document was found, only white space; give files that hold text")

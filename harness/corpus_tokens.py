@@ -24,12 +24,14 @@ _PIECE_CHARS, _BATCH_CHARS = 1 << 16, 1 << 18  # tokenised at once
 def prepare_shards(texts: Texts, tokenizer: PreTrainedTokenizerBase, folder: Path, *, vocab_size: int) -> list[Shard]:
     """Write the training documents of a source as tokens, files of some 256 MB of input to a shard; what is there and
     complete is kept. Raises InputError when a file is no longer what it was when the sweep was planned."""
-    from models.data import sidecar
+    from models.data import clear_unfinished, sidecar
     from models.shards import open_shard, write_shard
     from models.tokenizer import tokenizer_digest
 
     shards = []
     common = {"source": texts.digest, "tokenizer": tokenizer_digest(tokenizer)}
+    if texts.attribution:
+        common["attribution"] = texts.attribution
     for number, (begin, end) in enumerate(_groups(texts)):
         path = folder / f"shard-{number:05d}.bin"
         files = [{"name": f.name, "size": f.size, "sha256": f.sha256} for f in texts.files[begin:end]]
@@ -40,11 +42,12 @@ def prepare_shards(texts: Texts, tokenizer: PreTrainedTokenizerBase, folder: Pat
                 shards.append(shard)
                 continue
         sidecar(path).unlink(missing_ok=True)  # of a shard that is not this one
+        clear_unfinished(path)
         documents = _training_documents(texts, begin, end)
         shards.append(
             write_shard(
                 path,
-                _encoded(documents, tokenizer),
+                encoded(documents, tokenizer),
                 bos=tokenizer.bos_token_id,
                 vocab_size=vocab_size,
                 meta=meta,
@@ -81,7 +84,7 @@ def _refuse_changed(path: Path, file: File) -> None:
         raise InputError(f"{path.name}: changed since the sweep was planned; run the same command again")
 
 
-def _encoded(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[list[int]]]:
+def encoded(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[list[int]]]:
     """The token ids of each document, piece by piece; many documents are tokenised at once."""
     # Text that spells the special token is text: a document must not end another.
     backend = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())

@@ -49,7 +49,7 @@ LABELS = (
 )
 WIDTHS = (0.5, 1.0, 1.5)  # decades; the sensitivity of a label to what counts as sharp
 OTHER_AXIS = dict.fromkeys(("flops", "n_params", "tokens"), "n_params_non_embedding")
-OTHER_AXIS |= dict.fromkeys(("n_params_non_embedding", "loss"), "flops")  # checkpoints of one size have no other
+OTHER_AXIS |= dict.fromkeys(("n_params_non_embedding", "loss"), "flops")  # what one size is followed along has no other
 _FOUND = ["label", "width", "width_lo", "width_hi", "onset", "onset_lo", "onset_hi", "effect", "effect_lo", "effect_hi"]
 _TESTED = ["p_chance", "q_chance", "p_trend", "q_trend", "n_sizes", "n_seeds", "n_docs", "chance"]
 _EVIDENCE = ["surprise", "surprise_note", "link"]
@@ -208,16 +208,17 @@ def verdicts_table(
     Widths and onsets are in the units of `axis` that `axis_unit` names (axes.curve_rows): decades (log10), or nats or
     bits along "loss", where the onset is minus a loss. An interval that the data leave open ends at infinity.
     `backtests` tells whether the largest size is a surprise, `links` whether a metric follows from its partner; without
-    them, and along the checkpoints of one size, both stay unknown. `sensitivity` (JSON, empty where not asked for)
-    holds the label at other sharp widths, along another scale (null where the runs have none) and without each size.
-    Descriptive metrics have no verdict. Raises StoreError where the table cannot be what it should be (axes)."""
+    them, and along the checkpoints or token budgets of one size, both stay unknown. `sensitivity` (JSON, empty where
+    not asked for) holds the label at other sharp widths, along another scale (null where the runs have none) and
+    without each size. Descriptive metrics have no verdict. Raises StoreError where the table cannot be what it should
+    be (axes)."""
     k, scores = constants or Constants(), judged(scores)
     scale, curves = curve_rows(scores, axis)
     k_axis = scale.constants(k)
     keys = [rows.key for rows in curves]
     place = {key: i for i, key in enumerate(keys)}
     partners = [place.get((*rows.key[:2], str(rows.passed["partner"]))) for rows in curves]
-    if axis == "checkpoints":  # both tell of sizes, not of one size's checkpoints
+    if scale.points != "sizes":  # both tell of sizes, not of one size's checkpoints or budgets
         backtests = links = None
     about_largest = surprises(backtests, {rows.key: rows.higher_is_better for rows in curves})
     surprise, link = [about_largest[key] for key in keys], list(item_links(links, keys).values())
@@ -230,7 +231,7 @@ def verdicts_table(
     variants: dict[str, list[tuple[str, str]] | None] = {}
     if sensitivity:
         variants = {f"W0={w:g}": judge(main, w * scale.per_decade)[0] for w in WIDTHS}
-        if other := OTHER_AXIS.get(axis):
+        if (other := OTHER_AXIS.get(axis)) and scale.points == "sizes":
             variants[other] = _along_other(scores, other, k, judge)
         places = dict.fromkeys(name for _, name in sorted({pair for rows in curves for pair in rows.places}))
         # Enough sizes and decades is asked of the whole ladder: to leave a size out must not fail it again.

@@ -6,10 +6,9 @@ Beside the answers of every checkpoint stands whose they are (source.json), so n
 from __future__ import annotations
 
 import math
-import os
 import re
-import shutil
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,10 +27,14 @@ from harness.evaluated import (
     read_runs,
     source_path,
 )
-from harness.execute import Event, Job, Report, run_jobs
+from harness.execute import run_jobs
+from harness.executors import make_executor
+from harness.executors.slots import gpu_share, usable_cores, visible_gpus
 from harness.families import Checkpoint, find_checkpoints
+from harness.jobs import Event, Job, Report
 from harness.judge import judged_tasks, unjudged
 from harness.spec import InputError, digest
+from harness.stopping import Stop
 from harness.store import (
     DOCUMENTS,
     Results,
@@ -43,7 +46,7 @@ from harness.store import (
     write_json,
     write_table,
 )
-from harness.sweep import EvaluationFailed
+from harness.work import EvaluationFailed
 from tasks import TASKS, Task, available
 
 if TYPE_CHECKING:
@@ -82,6 +85,7 @@ def evaluate(
     limit: int | None = None,
     shots: int | None = None,
     workers: int | None = None,
+    executor: str | None = None,
     **loading: Any,
 ) -> Results:
     """Ask models (folders, run folders, org/name@revision) or a published family some tasks; return the tables.
@@ -104,7 +108,7 @@ def evaluate(
         shots=shots,
         loading=Loading(**loading),
     )
-    failures = run(evaluation, workers=workers)
+    failures = run(evaluation, workers=workers, executor=executor)
     if not has_answers(evaluation.folder):
         raise EvaluationFailed("; ".join(f"{model}: {reason}" for model, reason in failures.items()))
     return analyze(evaluation.folder)
@@ -174,13 +178,18 @@ def run(
     evaluation: Evaluation,
     *,
     workers: int | None = None,
+    executor: str | None = None,
     report: Report = lambda event: None,
     say: Callable[[str], None] = lambda line: None,
+    stop: Stop | None = None,
 ) -> dict[str, str]:
     """Ask what is missing and store it; return why some checkpoints or tasks failed, by checkpoint: the rest went on.
 
-    `workers`: processes, 0 for this one, by default one per core where that pays. `say` gets the lines a person should
-    read beforehand. Raises StoreError where the folder holds something else, or answers of other weights."""
+    `workers`: processes, 0 for this one, by default one per core where that pays; `executor`: where they are, by
+    default on this machine. `say` gets the lines a person should read beforehand. Once `stop` is asked, no task begins.
+    Raises StoreError where the folder holds something else, or answers of other weights."""
+    from models.pretrained import find_device
+
     folder, loading = evaluation.folder, evaluation.loading
     settings = {"dtype": loading.dtype, "reference": loading.reference}
     failures: dict[str, dict[str, str]] = {}
@@ -213,23 +222,27 @@ def run(
 
         for run_id in {checkpoint.run_id for checkpoint in evaluation.checkpoints}:
             (folder / "runs" / run_id / "error.json").unlink(missing_ok=True)
-        n_workers = default_workers(jobs) if workers is None else workers
-        run_jobs(jobs, do, record, workers=min(n_workers, len(jobs)))
-        for known in read_runs(folder):  # also what an earlier command that was killed has left
-            close_run(folder, known["run_id"])
-        run_jobs(_judging(evaluation, tasks), do, record, workers=min(n_workers, 1))
+        n_workers = workers if workers is not None else default_workers(jobs) or int(executor is not None)
+        name = executor or ("local" if n_workers else "inline")
+        gpus = gpu_share(n_workers, len(visible_gpus()) if find_device(loading.device) == "cuda" else 0)
+        at = {"shared": folder.resolve(), "logs": folder.resolve() / "logs"}
+        with closing(make_executor(name, do, workers=n_workers, **at)) as place:
+            run_jobs([replace(job, gpus=gpus) for job in jobs], record, executor=place, stop=stop)
+            for known in read_runs(folder):  # also what an earlier command that was killed has left
+                close_run(folder, known["run_id"])
+            judging = [replace(job, gpus=gpus) for job in _judging(evaluation, tasks)]
+            run_jobs(judging, record, executor=place, stop=stop)
     return {f"{run_id}, {step}": why for run_id, steps in failures.items() for step, why in steps.items()}
 
 
 def default_workers(jobs: Sequence[Job]) -> int:
     """Return 0 (this process) for few or small models, where workers would cost more than they save, else one per core.
 
-    On a GPU one worker, as in a sweep."""
+    On GPUs one per GPU."""
     work = sum(job.payload.checkpoint.n_params * len(job.payload.asked) for job in jobs)
     if work < _WORTH_A_WORKER or len(jobs) < 2:
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 1 if shutil.which("nvidia-smi") else min(cores, len(jobs))
+    return min(len(visible_gpus()) or usable_cores(), len(jobs))
 
 
 def has_answers(folder: Path) -> bool:

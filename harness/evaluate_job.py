@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from harness.ask import Question, TaskToAsk, ask_tasks, questions_of
 from harness.evaluated import check_source, identity, source_path
-from harness.execute import Job, Progress
 from harness.families import Checkpoint
+from harness.jobs import Context, Job, Stopped
 from harness.judge import judge_cells
 from harness.spec import InputError
 from harness.store import read_json, write_json
-from harness.sweep import EvaluationFailed
+from harness.work import EvaluationFailed
 from tasks import Task, available, load_tasks
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ def tasks_of(names: tuple[str, ...], shots: int | None) -> tuple[Task, ...]:
     return tuple(t if available(t) or t.output == "Text" else replace(t, shots=shots) for t in tasks)
 
 
-def do(job: Job, progress: Progress) -> dict[str, Any]:
-    """Ask one checkpoint its tasks, or let it read what the others wrote."""
+def do(job: Job, context: Context) -> dict[str, Any]:
+    """Ask one checkpoint its tasks, or let it read what the others wrote. Stops between two tasks."""
     import torch
 
     from models.train import keep_freed_memory
@@ -73,13 +73,13 @@ def do(job: Job, progress: Progress) -> dict[str, Any]:
             judge = (order.checkpoint.run_id, order.checkpoint.step)
             judge_cells(model, order.results, judge, order.judged, read_json(order.results / "tasks.json"))
         else:
-            _ask(order, progress)
+            _ask(order, context)
     finally:
-        progress({"cpu_seconds": time.process_time() - cpu, "wall_seconds": time.monotonic() - wall})
+        context.report({"cpu_seconds": time.process_time() - cpu, "wall_seconds": time.monotonic() - wall})
     return {}
 
 
-def _ask(order: Order, progress: Progress) -> None:
+def _ask(order: Order, context: Context) -> None:
     from models.pretrained import describe, find_device
 
     checkpoint, loading = order.checkpoint, order.loading
@@ -92,10 +92,16 @@ def _ask(order: Order, progress: Progress) -> None:
             check_questions(questions_of(item, found.reader, found.tokenizer_digest), found.reader)
         except ValueError as error:
             failures[item.task.name] = str(error)
-            progress({"task": item.task.name, "error": str(error)})
+            context.report({"task": item.task.name, "error": str(error)})
+
+    def tell(item: TaskToAsk, info: dict[str, Any]) -> None:
+        if not info and context.stopping():
+            raise Stopped(f"before {item.task.name}; the answers to other tasks are kept")
+        context.report({"task": item.task.name} | info)
+
     wanted = [item for item in items if item.task.name not in failures]
     if wanted:
-        progress({"loading": checkpoint.name})
+        context.report({"loading": checkpoint.name})
         model, now = _load_model(order)
         check_source(order.results, checkpoint, now)
         path = source_path(order.results, checkpoint.run_id, checkpoint.step)
@@ -109,7 +115,7 @@ def _ask(order: Order, progress: Progress) -> None:
             run_id=checkpoint.run_id,
             step=checkpoint.step,
             tokenizer=found.tokenizer_digest,
-            tell=lambda item, info: progress({"task": item.task.name} | info),
+            tell=tell,
         )
     if failures:
         raise EvaluationFailed("; ".join(f"{name}: {reason}" for name, reason in failures.items()))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.families import Checkpoint, labels
 from harness.store import StoreError, read_json, write_json
-from harness.sweep import environment
+from harness.work import environment
 
 if TYPE_CHECKING:
     from models.pretrained import Description

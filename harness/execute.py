@@ -1,45 +1,26 @@
-"""Where jobs run: in this process, or in a few kept-alive worker processes with one thread each.
+"""What runs when: jobs in the order of their needs, lost ones again, until all are done or somebody says stop.
 
-A job names what must be done before it. Its failure is an event, not an exception: jobs that need it are skipped
+Where they run is an executor's matter. A job's failure is an event, not an exception: jobs that need it are skipped
 with the reason and the others go on."""
 
 from __future__ import annotations
 
 import heapq
-import multiprocessing
+import math
 import os
-import signal
-import threading
-import traceback
-from collections.abc import Callable, Iterable
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
-from typing import Any, Literal
+from graphlib import TopologicalSorter
+from typing import Any
 
-Progress = Callable[[dict[str, Any]], None]
-Work = Callable[["Job", Progress], dict[str, Any]]
+from harness.errors import InputError
+from harness.executors.inline import InlineExecutor
+from harness.jobs import Event, Executor, Job, Report, State
+from harness.stopping import Stop
 
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One unit of work. `payload` travels to a worker by pickle."""
-
-    key: str
-    payload: Any
-    after: tuple[str, ...] = ()  # keys of jobs that must be done first
-    cost: float = 0.0  # relative; the costliest ready job starts first, so the last worker is not left with it
-
-
-@dataclass(frozen=True, kw_only=True)
-class Event:
-    """What happened to a job; `info` is the progress, the result, or the error with its reason."""
-
-    job: Job
-    state: Literal["started", "progress", "done", "failed", "skipped"]
-    info: dict[str, Any] = field(default_factory=dict)
-
-
-Report = Callable[[Event], None]
+_SECONDS_BETWEEN_LOOKS = 0.2  # at the clock and at `stop`
 
 
 def one_thread() -> None:
@@ -51,138 +32,191 @@ def one_thread() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
-def run_jobs(jobs: Iterable[Job], work: Work, report: Report, *, workers: int) -> None:
-    """Do all jobs in an order that respects `after`; `workers` = 0 does them in this process."""
+def run_jobs(
+    jobs: Iterable[Job],
+    report: Report,
+    *,
+    executor: Executor,
+    retries: int = 1,
+    backoff_seconds: float = 1.0,
+    retry_failures: bool = False,
+    timeout_seconds: float | None = None,
+    stop: Stop | None = None,
+) -> None:
+    """Do all jobs in an order that respects `after`: of the ready ones that have room the costliest first.
+
+    A job whose process or machine went away, or that took longer than `timeout_seconds`, is begun again up to
+    `retries` times, after `backoff_seconds`, then twice that, and so on; one that failed by itself only with
+    `retry_failures`. A key in `after` that is not among the jobs counts as done. Once `stop` is asked nothing begins,
+    what runs is asked to put away what it has, and this returns when it did. A job in this process ("inline") cannot
+    be ended, so it knows no limit of time. The caller closes the executor. Raises ValueError for jobs that need each
+    other in a circle, and for two of one key."""
     one_thread()
-    queue = _Queue(jobs, report)
-    if workers == 0:
-        _inline(queue, work, report)
-    else:
-        _local(queue, work, report, workers)
+    scheduler = _Scheduler(
+        queue=_Queue(list(jobs)),
+        report=report,
+        executor=executor,
+        retries=retries,
+        backoff_seconds=backoff_seconds,
+        retry_failures=retry_failures,
+        timeout_seconds=timeout_seconds,
+        stop=stop or Stop(),
+    )
+    if isinstance(executor, InlineExecutor):
+        executor.listen(report, lambda: scheduler.stop.asked)
+    scheduler.run()
 
 
 class _Queue:
-    """The jobs not yet started, with the costliest ready one first."""
+    """The jobs that did not begin yet, those that may in order of cost."""
 
-    def __init__(self, jobs: Iterable[Job], report: Report) -> None:
-        self.waiting = {job.key: job for job in jobs}
-        self.open = set(self.waiting)  # not done: waiting or running
-        self.ready: list[tuple[float, str, Job]] = []
-        self.report = report
+    def __init__(self, jobs: list[Job]) -> None:
+        self.jobs = {job.key: job for job in jobs}
+        if len(self.jobs) < len(jobs):
+            twice = [key for key, count in Counter(job.key for job in jobs).items() if count > 1]
+            raise ValueError(f"two jobs of one key: {', '.join(twice)}")
+        needs = {job.key: [key for key in job.after if key in self.jobs] for job in jobs}
+        self.needed_by: dict[str, list[str]] = defaultdict(list)
+        for key, others in needs.items():
+            for other in others:
+                self.needed_by[other].append(key)
+        self.order = TopologicalSorter(needs)
+        self.order.prepare()
+        self.skipped: set[str] = set()
+        # By what they need, as an executor with no room for one has none for another that needs the same.
+        self.ready: dict[tuple[float, int | None], list[tuple[float, str, Job]]] = defaultdict(list)
         self._release()
 
     def _release(self) -> None:
-        for job in [job for job in self.waiting.values() if not self.open.intersection(job.after)]:
-            heapq.heappush(self.ready, (-job.cost, job.key, self.waiting.pop(job.key)))
+        for key in self.order.get_ready():
+            self.put(self.jobs[key])
 
-    def take(self) -> Job | None:
-        return heapq.heappop(self.ready)[2] if self.ready else None
+    def put(self, job: Job) -> None:
+        heapq.heappush(self.ready[job.gpus, job.memory_bytes], (-job.cost, job.key, job))
+
+    def first(self) -> list[Job]:
+        """Return the costliest ready job of each kind of need, the costliest first."""
+        return [job for _, _, job in sorted(heap[0] for heap in self.ready.values())]
+
+    def remove(self, job: Job) -> None:
+        """Take out a job that `first` gave."""
+        kind = (job.gpus, job.memory_bytes)
+        heapq.heappop(self.ready[kind])
+        if not self.ready[kind]:
+            del self.ready[kind]
 
     def done(self, job: Job) -> None:
-        self.open.discard(job.key)
+        self.order.done(job.key)
         self._release()
 
-    def failed(self, job: Job, reason: str) -> None:
-        """Skip everything that needs the failed job, directly or not; the job stays open, so nothing starts on it."""
-        for other in [other for other in self.waiting.values() if job.key in other.after]:
-            del self.waiting[other.key]
-            why = f"needs {job.key}, which failed: {reason}"
-            self.report(Event(job=other, state="skipped", info={"reason": why}))
-            self.failed(other, reason)
-
-    def ended(self, event: Event) -> None:
-        if event.state == "done":
-            self.done(event.job)
-        else:
-            self.failed(event.job, event.info["reason"])
+    def skip_after(self, job: Job, reason: str) -> Iterator[Event]:
+        """Take out everything that needs a job which failed, directly or not."""
+        failed = [job.key]
+        while failed:
+            needed = failed.pop()
+            for key in self.needed_by[needed]:
+                if key not in self.skipped:
+                    self.skipped.add(key)
+                    failed.append(key)
+                    why = f"needs {needed}, which failed: {reason}"
+                    yield Event(job=self.jobs[key], state="skipped", info={"reason": why})
 
 
-def _attempt(job: Job, work: Work, report: Report) -> Event:
-    try:
-        info = work(job, lambda info: report(Event(job=job, state="progress", info=info)))
-    except Exception as error:
-        return Event(job=job, state="failed", info=_describe(error))
-    return Event(job=job, state="done", info=info)
+@dataclass(kw_only=True)
+class _Scheduler:
+    queue: _Queue
+    report: Report
+    executor: Executor
+    retries: int
+    backoff_seconds: float
+    retry_failures: bool
+    timeout_seconds: float | None
+    stop: Stop
+    attempts: Counter[str] = field(default_factory=Counter)
+    running: dict[str, tuple[Job, float]] = field(default_factory=dict)  # since when; inf once it was ended
+    late: list[tuple[float, str, Job, dict[str, Any]]] = field(default_factory=list)  # when to begin again, after what
 
-
-def _describe(error: BaseException) -> dict[str, Any]:
-    reason = f"{type(error).__name__}: {error}"
-    return {"reason": reason, "traceback": "".join(traceback.format_exception(error))}
-
-
-def _inline(queue: _Queue, work: Work, report: Report) -> None:
-    while job := queue.take():
-        report(Event(job=job, state="started"))
-        event = _attempt(job, work, report)
-        report(event)
-        queue.ended(event)
-
-
-@dataclass
-class _Worker:
-    process: Any
-    connection: Connection
-    job: Job | None = None
-
-
-def _start(work: Work) -> _Worker:
-    # spawn, not fork: a forked child would inherit torch's thread pools in an undefined state.
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, work), daemon=True)
-    process.start()
-    theirs.close()
-    return _Worker(process, ours)
-
-
-def _serve(connection: Connection, work: Work) -> None:
-    """A worker's life: take a job, do it, send events; end when the driver closes the pipe or dies."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    # Ctrl-C reaches the whole process group; the driver decides what becomes of its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A killed driver closes nothing in time: without this, its worker would go on writing beside the next driver's.
-    threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
-    while True:
-        try:
-            job = connection.recv()
-        except EOFError:
-            return
-        connection.send(_attempt(job, work, connection.send))
-
-
-def _local(queue: _Queue, work: Work, report: Report, n_workers: int) -> None:
-    pool = [_start(work) for _ in range(n_workers)]
-    try:
+    def run(self) -> None:
+        told = False
         while True:
-            for worker in list(pool):
-                if worker.job is None and (job := queue.take()):
-                    if not worker.process.is_alive():  # killed while it had nothing to do
-                        pool[pool.index(worker)] = worker = _start(work)
-                    worker.job = job
-                    report(Event(job=job, state="started"))
-                    worker.connection.send(job)
-            busy = {worker.connection: worker for worker in pool if worker.job}
-            if not busy:
+            if not self.stop.asked:
+                self._begin()
+            elif not told:
+                told = True
+                self.executor.ask_to_stop()
+                for _, _, job, info in self.late:  # there is no other attempt
+                    self._end(Event(job=job, state="failed", info=info))
+                self.late.clear()
+            if not self.running and (told or not (self.queue.ready or self.late)):
                 return
-            for connection in wait(list(busy)):
-                worker = busy[connection]  # type: ignore[index]
-                job = worker.job
-                assert job is not None
+            for event in self.executor.events(self._patience()):
+                self._take(event)
+            self._end_overdue()
+
+    def _begin(self) -> None:
+        """Start what is ready and has room."""
+        while self.late and self.late[0][0] <= time.monotonic():
+            self.queue.put(heapq.heappop(self.late)[2])
+        begun = True
+        while begun and not self.stop.asked:
+            begun = False
+            for job in self.queue.first():
                 try:
-                    event: Event = worker.connection.recv()
-                except (EOFError, ConnectionResetError):
-                    worker.process.join()
-                    reason = f"the worker process ended with exit code {worker.process.exitcode}"
-                    event = Event(job=job, state="failed", info={"reason": reason, "traceback": ""})
-                    pool[pool.index(worker)] = _start(work)
-                report(event)
-                if event.state in ("done", "failed"):
-                    worker.job = None
-                    queue.ended(event)
-    finally:
-        for worker in pool:
-            worker.connection.close()
-            worker.process.terminate()
-        for worker in pool:
-            worker.process.join()
+                    if not self.executor.fits(job):
+                        continue
+                except InputError as error:
+                    self.queue.remove(job)
+                    info = {"reason": str(error), "traceback": "", "lost": False}
+                    self._end(Event(job=job, state="failed", info=info))
+                else:
+                    self.queue.remove(job)
+                    self.attempts[job.key] += 1
+                    self.running[job.key] = (job, time.monotonic())
+                    self._tell(job, "started", {})
+                    self.executor.start(job)
+                begun = True
+                break
+
+    def _patience(self) -> float:
+        """Return how long nothing but events can matter, in seconds."""
+        if not self.late:
+            return _SECONDS_BETWEEN_LOOKS
+        return min(_SECONDS_BETWEEN_LOOKS, max(0.0, self.late[0][0] - time.monotonic()))
+
+    def _take(self, event: Event) -> None:
+        job, info = event.job, event.info
+        if event.state == "progress":
+            self.report(event)
+            return
+        if event.state == "started":
+            self.running[job.key] = (job, time.monotonic())
+            return
+        del self.running[job.key]
+        tries = self.attempts[job.key]
+        again = event.state == "failed" and tries <= self.retries and (info.get("lost") or self.retry_failures)
+        if again and not self.stop.asked:
+            wait = self.backoff_seconds * 2 ** (tries - 1)
+            heapq.heappush(self.late, (time.monotonic() + wait, job.key, job, info))
+            self._tell(job, "retrying", info | {"wait_seconds": wait})
+        else:
+            self._end(event)
+
+    def _end(self, event: Event) -> None:
+        """Tell how a job ended and draw the consequences for those that need it."""
+        self._tell(event.job, event.state, event.info)
+        if event.state == "done":
+            self.queue.done(event.job)
+        elif event.state == "failed" or not self.stop.asked:  # one that stopped by itself is not done, either
+            for skipped in self.queue.skip_after(event.job, event.info["reason"]):
+                self.report(skipped)
+
+    def _tell(self, job: Job, state: State, info: dict[str, Any]) -> None:
+        self.report(Event(job=job, state=state, info=info | {"attempt": self.attempts[job.key]}))
+
+    def _end_overdue(self) -> None:
+        if self.timeout_seconds is None:
+            return
+        for key, (job, since) in self.running.items():
+            if time.monotonic() - since > self.timeout_seconds:
+                self.running[key] = (job, math.inf)
+                self.executor.kill(job, f"took longer than the limit of {self.timeout_seconds:g} s")

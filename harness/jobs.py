@@ -19,15 +19,19 @@ class Job:
     memory_bytes: int | None = None  # what it is expected to hold at most; None: not known
 
 
+State = Literal["started", "progress", "retrying", "done", "failed", "stopped", "skipped"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Event:
     """What happened to a job; `info` is the progress, the result, or the error with its `reason`.
 
-    "retrying" follows an attempt that failed where another is allowed; "stopped" is a job that was asked to stop and
-    did; "skipped" one that needs a job which failed."""
+    "retrying" is said of an attempt that failed where another follows, in place of "failed"; "stopped" of a job that
+    was asked to stop and did; "skipped" of one that needs a job which failed. The scheduler adds `attempt`, from 1
+    (0: there is no room for it), to all but "progress" and "skipped"."""
 
     job: Job
-    state: Literal["started", "progress", "retrying", "done", "failed", "stopped", "skipped"]
+    state: State
     info: dict[str, Any] = field(default_factory=dict)
 
 
@@ -55,7 +59,7 @@ class Executor(Protocol):
     """A place where jobs run. It places and watches; retries, order and dependencies are the scheduler's."""
 
     def fits(self, job: Job) -> bool:
-        """Whether there is room for the job now."""
+        """Whether there is room for the job now. Raises InputError where there never will be."""
 
     def start(self, job: Job) -> None:
         """Begin a job."""
@@ -64,7 +68,8 @@ class Executor(Protocol):
         """Wait at most `timeout` seconds for something to happen: "progress", "done", "failed" or "stopped".
 
         A "failed" event says `reason` and `traceback`, and `lost`: whether the process or machine went away, so that
-        another attempt may do better."""
+        another attempt may do better; where there is a log of the job, its end is `log`. An executor that queues says
+        "started" when a job leaves its queue: the job's time counts from then."""
 
     def ask_to_stop(self) -> None:
         """Let every running job put away what it has."""

@@ -1,8 +1,8 @@
 """Is a threshold metric's curve just its continuous partner seen through the threshold? One row per curve.
 
 How that is judged stands in `threshold`; here stand the links, read from the answers of all runs at their last
-checkpoint (Schaeffer et al. 2023: discontinuous metrics of smooth log-probabilities; Schaeffer et al. 2024: accuracy
-depends on the wrong choices too, hence margins):
+checkpoint, of several token budgets at the largest (Schaeffer et al. 2023: discontinuous metrics of smooth
+log-probabilities; Schaeffer et al. 2024: accuracy depends on the wrong choices too, hence margins):
 
 choices   A document's margin is the score of its right choice less that of the best wrong one (per token, byte or
           character where the metric divides so); it is right where that is positive. z = d' = mean margin / standard
@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit, gammaln
 
+from harness.budgets import one_budget
 from harness.cells import cells, unusable
 from harness.curve_links import curve_link, link_of_scores
 from harness.curves import Constants
@@ -159,7 +160,7 @@ def links_table(
 
     Curves of `scores` without answers are linked by their values alone. Raises StoreError where the tables do not
     belong together."""
-    last = runs[runs["is_last"].astype(bool) & (runs["flops"] > 0)].set_index("run_id")
+    last = one_budget(runs[runs["is_last"].astype(bool) & (runs["flops"] > 0)]).set_index("run_id")
     kept = samples[samples["step"].to_numpy() == samples["run_id"].map(last["step"]).to_numpy()]
     parts: dict[tuple[str, str], list[tuple[str, pd.DataFrame, Cell]]] = {}
     for task, level, run_id, _, part, cell in cells(kept, documents, tasks):
@@ -197,6 +198,8 @@ def _item_link(name: str, parts: list[tuple[str, pd.DataFrame, Cell]], last: pd.
     x, values, weights = (np.array(a) for a in zip(*arrays, strict=True))
     runs = last.loc[kept]
     s, size = np.log10(runs["flops"].to_numpy(dtype=float)), runs["size"].to_numpy()
+    if len(np.unique(s)) < 2:
+        return "only one size has answers that can be used."
     if name in _PER:
         return choice_link(s, size, x, values, power=GROUP if name == "acc_all8" else 1)
     return answer_link(s, size, x, values, weights)
@@ -207,7 +210,7 @@ def _table(scores: pd.DataFrame, found: dict[tuple[str, str, str], Link | str], 
     needed += ["item_se", "n", "chance"]
     if missing := [name for name in needed if name not in scores]:
         raise StoreError(f"the scores table lacks the column(s) {', '.join(missing)}; make it with scores_table")
-    final = judged(scores[scores["is_last"].astype(bool)]).sort_values([*_KEYS, "flops", "seed", "value"])
+    final = judged(one_budget(scores[scores["is_last"].astype(bool)])).sort_values([*_KEYS, "flops", "seed", "value"])
     curves = dict(list(final.groupby(_KEYS, sort=True)))
     table = []
     for key, rows in curves.items():

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from harness.spec import InputError, RunSpec, Sweep
-from harness.store import is_part, read_json, samples_path
+from harness.store import part_name, parts_in, read_json, samples_folder
 from models.schedule import checkpoint_steps
 
 # Measured with one thread of an AVX2 cloud core: a step of 1,024 tokens costs 12 ms before any arithmetic, and
 # arithmetic runs at 50 GFLOP/s. Finished runs of the same sweep correct the estimate.
 _SECONDS_PER_STEP = 0.012
 _FLOPS_PER_SECOND = 50e9
-_SECONDS_PER_CELL = 0.3  # one task at one checkpoint
+SECONDS_PER_CELL = 0.3  # one task at one checkpoint
+
+Cell = tuple[int, str]  # step and task
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,12 @@ class RunPlan:
 
     run: RunSpec
     folder: Path  # of the run
-    trained: bool
-    missing: tuple[tuple[int, str], ...]  # (step, task) not yet evaluated
-    failure: dict[str, Any] | None
+    trained: bool  # and the checkpoints that are still to be asked are there
+    steps: tuple[int, ...]  # whose checkpoints are asked
+    missing: tuple[Cell, ...]  # not yet evaluated
+    stale: tuple[Cell, ...] = ()  # those of `missing` that an older version of the task has answers of
+    failure: dict[str, Any] | None = None  # of the training
+    unasked: dict[int, dict[str, Any]] = field(default_factory=dict)  # step -> why its tasks could not be asked
 
     @property
     def done(self) -> bool:
@@ -37,15 +42,36 @@ class RunPlan:
     def state(self) -> str:
         if self.done:
             return "done"
-        if self.failure:
+        if self.failure or self.unasked:
             return "failed"
         return "to evaluate" if self.trained else "started" if any(self.folder.glob("step-*")) else "missing"
+
+    @property
+    def reason(self) -> str:
+        """Why the run is not done, where more is known than that it was not tried."""
+        errors = ([self.failure] if self.failure else []) + list(self.unasked.values())
+        if errors:
+            return "; ".join(dict.fromkeys(error["reason"] for error in errors))
+        stale = sorted({task for _, task in self.stale})
+        return f"asked before it changed: {', '.join(stale)}" if stale else ""
+
+    @property
+    def training_seconds(self) -> float:
+        """Estimated CPU seconds of the whole training; of a branch, of what its trunk has not done for it."""
+        train = self.run.train
+        whole = train.steps * _SECONDS_PER_STEP + self.run.flops / _FLOPS_PER_SECOND
+        return whole * train.decay if self.run.trunk else whole
+
+    @property
+    def tokens_left(self) -> int:
+        """Tokens that are still to be trained on; of a run that was begun, all of them."""
+        train = self.run.train
+        return 0 if self.trained else round(train.tokens * train.decay) if self.run.trunk else train.tokens
 
     @cached_property
     def seconds(self) -> float:
         """Estimated CPU seconds of the training and the evaluation that are left."""
-        training = self.run.train.steps * _SECONDS_PER_STEP + self.run.flops / _FLOPS_PER_SECOND
-        return (0.0 if self.trained else training) + _SECONDS_PER_CELL * len(self.missing)
+        return (0.0 if self.trained else self.training_seconds) + SECONDS_PER_CELL * len(self.missing)
 
 
 @dataclass(frozen=True)
@@ -63,67 +89,78 @@ class Plan:
     @property
     def correction(self) -> float:
         """Measured over estimated CPU seconds of the runs that are done; 1 before any is."""
-        measured = [(read_json(p.folder / "run.json")["cpu_seconds"], p.run) for p in self.runs if p.trained]
-        estimated = sum(RunPlan(run, Path(), False, (), None).seconds for _, run in measured)
-        return sum(seconds for seconds, _ in measured) / estimated if measured else 1.0
-
-    @property
-    def disk_bytes(self) -> int:
-        """Weights of every checkpoint, the newest optimizer state, and the token rows."""
-        weights = sum(4 * p.run.model.n_params * (len(checkpoint_steps(p.run.train)) + 2) for p in self.runs)
-        seeds = {p.run.train.data_seed: p.run.train.tokens for p in self.runs}
-        return weights + sum(2 * tokens for tokens in seeds.values())
+        trained = [p for p in self.runs if p.trained]
+        measured = sum(read_json(p.folder / "run.json")["cpu_seconds"] for p in trained)
+        return measured / sum(p.training_seconds for p in trained) if trained and measured else 1.0
 
 
 def evaluated_steps(run: RunSpec, which: str) -> tuple[int, ...]:
-    """Return the steps whose checkpoints are evaluated: "last", "ends" (untrained and last) or "all"."""
+    """Return the steps whose checkpoints are evaluated: "last", "ends" (untrained and last) or "all".
+
+    A branch has its last one alone: the others are its trunk's."""
     steps = checkpoint_steps(run.train)
-    return {"last": steps[-1:], "ends": (steps[0], steps[-1]), "all": steps}[which]
+    return steps[-1:] if run.trunk else {"last": steps[-1:], "ends": (steps[0], steps[-1]), "all": steps}[which]
 
 
 def make_plan(sweep: Sweep, results: Path) -> Plan:
-    """Look at what is on disk and lay out the rest. Raises InputError when the folder holds runs of other settings."""
+    """Look at what is on disk and lay out the rest. Raises InputError where the folder holds no sweep's results."""
     folder = results / sweep.spec.name
-    check_settings(sweep, folder)
-    plans = []
-    for run in sweep.runs:
-        run_folder = folder / "runs" / run.run_id
-        steps = evaluated_steps(run, sweep.spec.evaluate.checkpoints)
-        cells = [
-            (step, task.name)
-            for step in steps
-            for task in sweep.tasks
-            if not is_part(samples_path(folder, run.run_id, step, task.name, sweep.digest_of(task)))
-        ]
-        error = run_folder / "error.json"
-        plans.append(
-            RunPlan(
-                run=run,
-                folder=run_folder,
-                trained=(run_folder / "run.json").exists()
-                and all((run_folder / f"step-{step:06d}" / "meta.json").exists() for step in steps),
-                missing=tuple(cells),
-                failure=read_json(error) if error.exists() else None,
-            )
-        )
-    return Plan(sweep, folder, tuple(plans))
-
-
-def check_settings(sweep: Sweep, folder: Path) -> None:
-    """Refuse to mix runs of two recipes in one folder: sizes, seeds and tasks may grow, the rest may not change."""
-    file = folder / "spec.json"
-    if not file.exists():
-        return
-    if read_json(file).get("evaluated"):
+    spec = folder / "spec.json"
+    if spec.exists() and read_json(spec).get("evaluated"):
         raise InputError(
             f"{folder} holds answers of models trained elsewhere; give the sweep another name, or --results"
         )
+    names = {task.name: part_name(task.name, sweep.digest_of(task)) for task in sweep.tasks}
+    return Plan(sweep, folder, tuple(_look_at(run, sweep, folder, names) for run in sweep.runs))
+
+
+def _look_at(run: RunSpec, sweep: Sweep, folder: Path, names: dict[str, str]) -> RunPlan:
+    run_folder = folder / "runs" / run.run_id
+    steps = evaluated_steps(run, sweep.spec.evaluate.checkpoints)
+    missing: list[Cell] = []
+    stale: list[Cell] = []
+    unasked = {}
+    for step in steps:
+        there = parts_in(samples_folder(folder, run.run_id, step))
+        absent = [task for task, name in names.items() if name not in there]
+        missing += [(step, task) for task in absent]
+        older = {name.rpartition("-")[0] for name in there}
+        stale += [(step, task) for task in absent if task in older]
+        error = samples_folder(folder, run.run_id, step) / "error.json"
+        if absent and error.exists():
+            unasked[step] = read_json(error)
+    error = run_folder / "error.json"
+    return RunPlan(
+        run=run,
+        folder=run_folder,
+        # A checkpoint that was asked everything is needed no more.
+        trained=(run_folder / "run.json").exists()
+        and all((run_folder / f"step-{step:06d}" / "meta.json").exists() for step in {step for step, _ in missing}),
+        steps=steps,
+        missing=tuple(missing),
+        stale=tuple(stale),
+        failure=read_json(error) if error.exists() else None,
+        unasked=unasked,
+    )
+
+
+def changed_settings(sweep: Sweep, folder: Path) -> list[str]:
+    """Return what the runs in a folder were made with that is otherwise now; nothing where there are no runs.
+
+    Sizes, seeds, budgets and tasks may grow and are no settings."""
+    file = folder / "spec.json"
+    if not file.exists() or not any((folder / "runs").glob("*/step-*")):
+        return []
     before, now = _flat(read_json(file).get("settings", {})), _flat(json.loads(json.dumps(sweep.settings())))
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    if changed and any((folder / "runs").glob("*/step-*")):
-        lines = "; ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in changed)
+    return [f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in changed]
+
+
+def check_settings(sweep: Sweep, folder: Path) -> None:
+    """Refuse to mix runs of two recipes in one folder."""
+    if changed := changed_settings(sweep, folder):
         raise InputError(
-            f"{folder} holds runs made with other settings ({lines}); give the sweep another name, "
+            f"{folder} holds runs made with other settings ({'; '.join(changed)}); give the sweep another name, "
             "point --results at another folder, or undo the change"
         )
 

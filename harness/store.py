@@ -29,6 +29,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+SCHEMA = 2  # of a results folder; raise when what is written means something else
+
 TABLES = (
     *("runs", "scores", "fits", "links", "backtests", "forecasts", "verdicts", "examples", "missing"),
     *("pairs", "positions", "reliability"),
@@ -210,8 +212,34 @@ def documents_path(folder: Path, task: str, task_digest: str) -> Path:
     return folder / "documents" / part_name(task, task_digest)
 
 
+def samples_folder(folder: Path, run_id: str, step: int) -> Path:
+    return folder / "samples" / run_id / f"step-{step:06d}"
+
+
 def samples_path(folder: Path, run_id: str, step: int, task: str, task_digest: str) -> Path:
-    return folder / "samples" / run_id / f"step-{step:06d}" / part_name(task, task_digest)
+    return samples_folder(folder, run_id, step) / part_name(task, task_digest)
+
+
+def parts_in(folder: Path) -> set[str]:
+    """Return the names of the whole parts in a folder; none where there is no folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.name.endswith(".parquet") and _is_whole(entry.path)}
+    except FileNotFoundError:
+        return set()
+
+
+def _is_whole(path: str) -> bool:
+    """Return whether a parquet file begins and ends as one, which a truncated one does not; far faster than to read
+    its metadata, and a plan looks at every part there is."""
+    with open(path, "rb") as file:
+        begins = file.read(4) == b"PAR1"
+        size = file.seek(0, os.SEEK_END)
+        if not begins or size < 12:
+            return False
+        file.seek(size - 8)
+        end = file.read(8)
+    return end[4:] == b"PAR1" and int.from_bytes(end[:4], "little") <= size - 12
 
 
 def judged_path(folder: Path, judge: str, judge_step: int, run_id: str, step: int, task: str, task_digest: str) -> Path:
@@ -238,6 +266,18 @@ def locked(folder: Path) -> Iterator[None]:
         file.flush()
         _remove_half_written(folder)
         yield
+
+
+def is_locked(folder: Path) -> bool:
+    """Return whether a process holds a results folder at this moment."""
+    try:
+        with open(folder / ".lock") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def _remove_half_written(folder: Path) -> None:

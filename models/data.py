@@ -39,6 +39,12 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
+def clear_unfinished(path: Path) -> None:
+    """Remove what killed writers of `path` left beside it; only for whom no one else writes it at the same time."""
+    for temporary in path.parent.glob(f".{path.name}.*.tmp"):
+        temporary.unlink(missing_ok=True)
+
+
 def write_record(path: Path, record: dict[str, Any]) -> None:
     """Write the JSON that says what the token file `path` holds; it comes last, so it is there if all of it is."""
     with replacing(sidecar(path)) as file:

@@ -37,7 +37,8 @@ class Watch:
         if step == 1:
             self._first = self._smoothed = loss
         self._smoothed = self._keep * self._smoothed + (1 - self._keep) * loss
-        above = self._smoothed > self._first * (1 + TOLERATED_RISE) and step > self.spec.warmup * self.spec.steps
+        warm = step * self.spec.batch_tokens > self.spec.warmup_tokens
+        above = warm and self._smoothed > self._first * (1 + TOLERATED_RISE)
         self._n_above = self._n_above + 1 if above else 0
         if self._n_above > self._patience:
             raise TrainingDiverged(

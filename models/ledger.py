@@ -35,18 +35,22 @@ PUBLISHED_PEAKS: dict[str, dict[str, float]] = {
 def ledger(model: ModelSpec, record: dict[str, Any]) -> dict[str, Any]:
     """What the run up to a checkpoint did per second, from the record that `train` returns for it.
 
-    `busy_seconds` are CPU seconds on a CPU (other work on the machine does not count) and wall seconds on a GPU, saving
-    checkpoints included; tokens_per_second, flops_per_second and both utilisations refer to them, and are None before
-    the first step. `matmul_flops_per_second` is this machine's, measured now: of use where the run was made on it.
-    `utilisation_of_peak` is None where no peak is published, with the reason in `peak_unknown`. peak_memory_bytes is
-    that of the allocator since `train` began on CUDA, else that of this process in all its life."""
+    `busy_seconds` are CPU seconds on a CPU, of all processes (other work on the machine does not count), and wall
+    seconds on a GPU, saving checkpoints included; tokens_per_second, flops_per_second and both utilisations refer to
+    them, and are None before the first step. `matmul_flops_per_second` is this machine's, measured now: of use where
+    the run was made on it; several GPUs are held against all of them. `utilisation_of_peak` is None where no peak is
+    published, with the reason in `peak_unknown`. peak_memory_bytes is that of the allocator since `train` began on
+    CUDA, else that of this process in all its life."""
     on_cpu = record["device"] == "cpu"
     seconds = record["cpu_seconds" if on_cpu else "wall_seconds"] if record["step"] else None
     speed = record["tokens"] / seconds if seconds else None
     flops = speed * model.flops_per_token if speed else None
-    ceiling = matmul_flops_per_second(record["device"], record["precision"])
+    # Several processes: their CPU seconds are added up already; their GPUs work side by side.
+    n_devices = 1 if on_cpu else record.get("processes", 1)
+    ceiling = n_devices * matmul_flops_per_second(record["device"], record["precision"])
     name = "CPU" if on_cpu else torch.cuda.get_device_name(record["device"])
     peak, unknown = published_peak(name, record["precision"])
+    peak = peak * n_devices if peak is not None else None
     return {
         "device_name": name,
         "busy_seconds": seconds,

@@ -1,22 +1,25 @@
 """The training loop of one model: its optimizer, one step after another, and how far it has come."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
-from accelerate.state import AcceleratorState
 from transformers import PreTrainedTokenizerBase
 
 from models import attention, checkpoint
 from models.data import TokenStream
 from models.decoder import build
+from models.distributed import Team, make_accelerator, process_device
 from models.divergence import TrainingDiverged, Watch
 from models.loss import NextTokenLoss
 from models.parametrization import parameter_groups
-from models.schedule import learning_rate, phase
-from models.spec import ModelSpec, SpecError, TrainSpec
+from models.recipe import AS_IT_IS, Recipe
+from models.schedule import annealed, learning_rate, phase
+from models.spec import ModelSpec, TrainSpec
+from models.trackers import Tracker, require_tracker
 
 _LOSS_WINDOW = 50  # steps in a checkpoint's train_loss
 _STEPS_BETWEEN_CHECKS = 20  # on a GPU; on a CPU reading a loss costs nothing
@@ -33,46 +36,104 @@ def resolve_precision(requested: str, *, device: torch.device) -> str:
 
 
 class Loop:
-    """A model, its optimizer and how far they have come."""
+    """A model, its optimizer and how far they have come; one of several copies where several processes train.
+
+    There the main process (`is_main`) alone calls `advance`, `save`, `resume`, and the others `follow` it. Leaving the
+    loop as a context lets them go, with the error if there is one. `log_with` names a tracker that writes to
+    `log_folder` (models.trackers)."""
 
     def __init__(
-        self, model_spec: ModelSpec, train_spec: TrainSpec, stream: TokenStream, n_rows: int, accumulation: int = 1
+        self,
+        model_spec: ModelSpec,
+        train_spec: TrainSpec,
+        stream: TokenStream,
+        n_rows: int,
+        accumulation: int = 1,
+        *,
+        recipe: Recipe = AS_IT_IS,
+        log_with: str | None = None,
+        log_folder: Path = Path("tracking"),
     ) -> None:
-        on_cpu = not torch.cuda.is_available()  # no other accelerator: what is untried is not taken by itself
-        device = PartialState(cpu=on_cpu).device
+        if log_with is not None:
+            require_tracker(log_with)
+        device = process_device()
+        self.recipe = recipe.resolved(model_spec, device)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         self.spec, self.stream, self.n_rows, self.n_pieces = train_spec, stream, n_rows, accumulation
         self.precision = resolve_precision(train_spec.precision, device=device)
-        # One process trains run after run, and accelerate refuses another precision until its state is let go.
-        AcceleratorState._reset_state()
-        self.accelerator = Accelerator(mixed_precision="bf16" if self.precision == "bf16" else "no", cpu=on_cpu)
-        if self.accelerator.num_processes > 1:
-            raise SpecError("one run trains in one process; start several runs to use several devices")
+        self.accelerator = make_accelerator(device, self.precision, log_with=log_with, project_dir=log_folder)
+        self.team = Team(self.accelerator)
+        self.is_main = self.team.is_main
+        self._n_own_rows = self.team.share(n_rows, accumulation)
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         self.attention = attention.choose(
             train_spec.attention, device=device, dtype=dtype, head_dim=model_spec.head_dim
         )
+        if device.type == "cuda":  # after the kernels were held against exact products
+            torch.set_float32_matmul_precision(self.recipe.products)
         self.model = build(model_spec, seed=train_spec.seed, attention=self.attention.implementation)
-        loss = NextTokenLoss(self.model, n_rows=n_rows // accumulation, n_positions=model_spec.context_length)
+        loss = NextTokenLoss(
+            self.model,
+            n_rows=self._n_own_rows // accumulation,
+            n_positions=model_spec.context_length,
+            recipe=self.recipe,
+            kernels=self.attention.kernels,
+        )
+        self.layers = loss.layers if self.precision == "fp32" else "transformers"
         groups = parameter_groups(self.model, model_spec, train_spec)
         # Not prepared: accelerate's wrapper serves loss scaling, which neither precision needs, and searches the file
         # system for optional packages at every step (2 % of the smallest model's).
         self.optimizer = torch.optim.AdamW(groups, betas=train_spec.betas, fused=True)
         self.loss = self.accelerator.prepare(loss.train())
         self.parameters = list(self.model.parameters())
+        # A CUDA graph writes where it has written before: gradients that add up must lie elsewhere, and stay there.
+        self._keeps_gradients = self.recipe.compile == "graphs"
+        if self._keeps_gradients:
+            for parameter in self.parameters:
+                parameter.grad = torch.zeros_like(parameter)
         self.step = 0
+        self.tokens_reused = 0  # of a branch: those its trunk has trained on
         # One slot per step: reading a number would wait for a GPU, so they are looked at every few steps there.
         self.losses, self.norms = torch.zeros(2, train_spec.steps, device=device)
         self.watch = Watch(train_spec)
+        self.tracker: Tracker | None = None
+        self._tracking = None if log_with is None else (model_spec, train_spec, log_folder, log_with)
         self._steps_between_checks = _STEPS_BETWEEN_CHECKS if device.type == "cuda" else 1
         self._n_checked = 0
         self._spent = (0.0, 0.0)
         self._started = (time.process_time(), time.perf_counter())
 
+    def __enter__(self) -> "Loop":
+        try:
+            if self._tracking is not None and self.is_main:
+                self.tracker = Tracker(self.accelerator, *self._tracking)
+        except BaseException as error:
+            self.team.dismiss(error)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if self.tracker is not None:
+                self.tracker.close()
+        finally:
+            self.team.dismiss(error)
+
+    def follow(self) -> None:
+        """Do what the main process orders until it is done; raises what it raises."""
+        orders: dict[str, Callable[..., object]] = {"advance": self.advance, "resume": self.resume, "cost": self._cost}
+        while (order := self.team.listen())[0] != "end":
+            orders[order[0]](*order[1:])
+        if order[1] is not None:
+            raise order[1]
+
     def advance(self) -> None:
         """Take one step. Raises TrainingDiverged: on a CPU before a bad gradient reaches the weights, on a GPU within
         a few steps of it."""
+        self.team.order("advance")
         multiplier = learning_rate((self.step + 1) * self.spec.batch_tokens, self.spec)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * multiplier
@@ -82,22 +143,36 @@ class Loop:
         if self.step - self._n_checked >= self._steps_between_checks:
             self._check_health()
         self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.optimizer.zero_grad(set_to_none=not self._keeps_gradients)
 
     def _backward(self) -> torch.Tensor:
         """Leave the gradients of the next batch's mean loss, and return that loss."""
-        rows = torch.from_numpy(self.stream.rows(self.step * self.n_rows, self.n_rows))
-        losses = []
-        for piece in rows.to(self.accelerator.device, non_blocking=True).chunk(self.n_pieces):
-            loss = self.loss(piece) / self.n_pieces if self.n_pieces > 1 else self.loss(piece)
-            self.accelerator.backward(loss)
-            losses.append(loss.detach())
-        return losses[0] if self.n_pieces == 1 else torch.stack(losses).sum()
+        first = self.step * self.n_rows + self.team.rank * self._n_own_rows
+        rows = torch.from_numpy(self.stream.rows(first, self._n_own_rows))
+        *earlier, last = rows.to(self.accelerator.device, non_blocking=True).chunk(self.n_pieces)
+        total = None
+        if earlier:
+            with self.accelerator.no_sync(self.loss):  # gradients travel once, when all have been added up
+                for piece in earlier:
+                    total = self._add_gradients(piece, total)
+        return self.team.mean(self._add_gradients(last, total))
+
+    def _add_gradients(self, piece: torch.Tensor, total: torch.Tensor | None) -> torch.Tensor:
+        """Add those of a piece's part in the mean loss, and return that part with `total`."""
+        if self.recipe.compile == "graphs":
+            torch.compiler.cudagraph_mark_step_begin()
+        loss = self.loss(piece) / self.n_pieces if self.n_pieces > 1 else self.loss(piece)
+        self.accelerator.backward(loss)
+        return loss.detach().clone() if total is None else total + loss.detach()
 
     def _check_health(self) -> None:
+        if not self.is_main:
+            return  # the gradients are the same everywhere, and so is what follows from them
         seen = slice(self._n_checked, self.step)
         for i, (loss, norm) in enumerate(zip(self.losses[seen].tolist(), self.norms[seen].tolist(), strict=True)):
             self.watch.see(self._n_checked + i + 1, loss, norm)
+            if self.tracker is not None:
+                self.tracker.see(self._n_checked + i + 1, loss, norm)
         self._n_checked = self.step
 
     def _check_weights(self, where: str, remedy: str) -> None:
@@ -116,12 +191,15 @@ class Loop:
         }
 
     def _cost(self) -> tuple[float, float]:
-        """CPU and wall seconds, those of earlier sittings included."""
+        """CPU seconds of all processes and wall seconds, those of earlier sittings included."""
+        self.team.order("cost")
         cpu, wall = time.process_time() - self._started[0], time.perf_counter() - self._started[1]
-        return self._spent[0] + cpu, self._spent[1] + wall
+        return self._spent[0] + self.team.total(cpu), self._spent[1] + wall
 
-    def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase, digest: str) -> dict[str, Any]:
-        """Write the checkpoint of the present step and return its record."""
+    def save(
+        self, folder: Path, tokenizer: PreTrainedTokenizerBase, identity: dict[str, Any], *, with_state: bool = True
+    ) -> dict[str, Any]:
+        """Write the present step as `folder` and return its record, of which `identity` becomes a part."""
         self._check_health()
         self._check_weights(
             f"step {self.step} of {self.spec.steps}",
@@ -134,29 +212,45 @@ class Loop:
             "tokens": self.step * self.spec.batch_tokens,
             "phase": phase(self.step, self.spec),
             "is_last": self.step == self.spec.steps,
+            "annealed": annealed(self.step, self.spec),
             "train_loss": window.cpu().double().mean().item() if self.step else None,
             "weights_digest": checkpoint.weights_digest(self.model),
             "data_digest": self.stream.digest,
-            "run_digest": digest,
+            **identity,
             "attention": self.attention.implementation,
+            "attention_backends": list(self.attention.backends),
             "attention_rejected": self.attention.rejected,
+            "layers": self.layers,
+            "recipe": self.recipe.record(),
+            "processes": self.team.size,
             "precision": self.precision,
             "device": str(self.accelerator.device),
+            "tokens_reused": self.tokens_reused,
             "cpu_seconds": cpu_seconds,
             "wall_seconds": wall_seconds,
         }
-        state = {"optimizer": self.optimizer.state_dict(), "losses": window.cpu().clone(), "watch": self.watch.state()}
-        checkpoint.save(folder / checkpoint.folder_name(self.step), self.model, tokenizer, state, record)
+        state = {
+            "optimizer": self.optimizer.state_dict(),
+            "losses": window.cpu().clone(),
+            "watch": self.watch.state(),
+            "weights_digest": record["weights_digest"],  # whose state it is
+        }
+        checkpoint.save(folder, self.model, tokenizer, state if with_state else None, record)
         return record
 
-    def resume(self, source: Path) -> None:
-        """Continue from a checkpoint that kept its training state."""
-        record, state = checkpoint.load_meta(source), checkpoint.load_state(source)
-        checkpoint.load_weights(source, self.model)
+    def resume(self, source: Path, as_branch: bool = False) -> None:
+        """Continue from a checkpoint that kept its training state, one of the trunk's for `as_branch`: what it cost
+        was spent there. Raises checkpoint.Torn, with nothing changed, where it is not what was written. Every process
+        reads it, the main one first."""
+        record, weights, state = checkpoint.load_whole(source)
+        self.model.load_state_dict(weights)
         self._check_weights(str(source), "training cannot go on from there; delete that folder")
         self.optimizer.load_state_dict(state["optimizer"])
+        self.team.order("resume", source, as_branch)
         self.step = self._n_checked = record["step"]
         self.losses[self.step - len(state["losses"]) : self.step] = state["losses"]
-        self._spent = (record["cpu_seconds"], record["wall_seconds"])
+        self.tokens_reused = record["tokens"] if as_branch else record.get("tokens_reused", 0)
+        self._spent = (0.0, 0.0) if as_branch else (record["cpu_seconds"], record["wall_seconds"])
         if "watch" in state:  # absent from older checkpoints: then only what is not finite is seen
             self.watch.restore(state["watch"])
+        self.team.wait()  # what others still read is not to be removed

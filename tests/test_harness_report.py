@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from report_tables import PROBES, SIZES, TOKENS, Parsed, few, synthetic_results
+from report_tables import PROBES, SIZES, TOKENS, Parsed, few, synthetic_results, with_budgets
 
 from harness import figures, report, wording
 
@@ -215,3 +215,41 @@ def test_a_browser_without_a_network_shows_the_whole_page(page, tmp_path):
         re.findall(r'"url":"(\w+://[^"]*)"', (tmp_path / "net.json").read_text(encoding="utf-8", errors="replace"))
     )
     assert not [url for url in asked if "evil.example" in url or "w3.org" in url]
+
+
+def test_token_budgets_have_a_section_of_annealed_ends_and_move_no_other_number(results, parsed, tmp_path):
+    several = with_budgets(results)
+    target = report.build_report(several, tmp_path / "several")
+    page = Parsed(target.read_text(encoding="utf-8"))
+    after = SECTIONS.index("curves") + 1
+    assert page.sections == [*SECTIONS[:after], "budgets", *SECTIONS[after:]]
+    assert "Checkpoints of the stable phase are not annealed" in page.text and "left out here" in page.text
+    assert "48 branches of these runs ended earlier, at D = 30.7k and 307k tokens" in page.text
+    assert "D (tokens)" in page.text and page.text.count("30.7k, 307k and 3.07M") == len(SIZES)
+    assert "2x24: 3 runs, D = 30.7k, step 2000" in page.text
+    for one_budget in ("D (tokens)", "branches", "Ability against training tokens"):
+        assert one_budget not in parsed.text
+    # What is drawn over sizes is drawn from the largest budget, to the byte.
+    report.build_report(results, tmp_path / "one")
+    figures_of = {
+        name: {p.name: p.read_bytes() for p in (tmp_path / name / "figures").iterdir()} for name in ("several", "one")
+    }
+    assert set(figures_of["several"]) - set(figures_of["one"]) == {f"budgets.{kind}" for kind in ("csv", "png", "svg")}
+    assert all(figures_of["several"][name] == drawn for name, drawn in figures_of["one"].items())
+
+
+def test_the_points_of_the_budgets_are_means_over_seeds_of_annealed_ends(results):
+    scores = with_budgets(results).scores
+    data = figures.budgets_data(scores)
+    assert data["end"].all() and sorted(data["tokens"].unique()) == pytest.approx([0.01 * TOKENS, 0.1 * TOKENS, TOKENS])
+    row = data[(data["task"] == "fact") & (data["size"] == "2x96") & (data["tokens"] == 0.1 * TOKENS)].iloc[0]
+    same = (scores["task"] == "fact") & (scores["metric"] == "acc") & (scores["size"] == "2x96")
+    seeds = scores[same & scores["tokens"].between(0.09 * TOKENS, 0.11 * TOKENS) & scores["trunk"].notna()]["value"]
+    assert len(seeds) == 3 and row["value"] == pytest.approx(seeds.mean())
+    assert (row["lo"], row["hi"]) == pytest.approx((seeds.min(), seeds.max()))
+    assert not figures.budgets_data(results.scores.assign(annealed=results.scores["is_last"])).size
+    course = figures.training_data(results.scores)
+    assert (
+        set(course.loc[course["end"], "tokens"]) == {TOKENS}
+        and not course.loc[~course["end"], "tokens"].eq(TOKENS).any()
+    )

@@ -1,5 +1,6 @@
 """A sweep's file is checked as a whole: every error at once, each with its place and a way out."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -112,6 +113,45 @@ def test_a_spec_changed_after_runs_exist_is_refused_and_growth_is_not(spec, tmp_
     check_settings(load_sweep(spec(grown)), folder)
     with pytest.raises(InputError, match=r"train\.peak_lr: 0\.01 -> 0\.02.*another name"):
         check_settings(load_sweep(spec(GOOD.replace("0.01", "0.02"))), folder)
+
+
+def test_smaller_budgets_are_branches_of_every_run_and_rename_none(spec) -> None:
+    alone, several = load_sweep(spec()), load_sweep(spec(GOOD.replace("peak", "budgets = [1024, 512]\npeak"), "b.toml"))
+    assert several.trunks == alone.runs and alone.trunks == alone.runs
+    assert (alone.budgets, several.budgets) == ((2048,), (512, 1024, 2048))
+    assert "budgets" not in alone.spec.model_dump_json() and several.settings() == alone.settings()
+    assert len({run.run_id for run in several.runs}) == 12
+    for trunk in alone.runs:
+        for tokens, name in ((512, "512"), (1024, "1.02k")):
+            (run,) = [run for run in several.runs if (run.trunk, run.train.tokens) == (trunk.run_id, tokens)]
+            assert run.run_id.startswith(f"{trunk.model.name}-s{trunk.train.seed}-{name}-")
+            assert (run.model, run.train.seed, run.train.data_seed) == (trunk.model, *[trunk.train.seed] * 2)
+            assert run.train.warmup_tokens == trunk.train.warmup_tokens
+            assert dataclasses.replace(run, trunk="another").run_id == run.run_id
+
+
+def test_budgets_may_grow_once_runs_exist(spec, tmp_path: Path) -> None:
+    folder = tmp_path / "results" / "tiny"
+    write_json(folder / "spec.json", {"settings": json.loads(json.dumps(load_sweep(spec()).settings()))})
+    (folder / "runs" / "some-run" / "step-000000").mkdir(parents=True)
+    grown = GOOD.replace("peak", "budgets = [1024]\npeak")
+    check_settings(load_sweep(spec(grown)), folder)
+    with pytest.raises(InputError, match=r"train\.tokens: 2048 -> 4096"):
+        check_settings(load_sweep(spec(grown.replace("2048", "4096"))), folder)
+
+
+def test_every_budget_that_makes_no_branch_is_named_at_once(spec) -> None:
+    with pytest.raises(InputError) as caught:
+        load_sweep(spec(GOOD.replace("peak", "budgets = [1024, 2048, 1000, -5, 1024]\npeak")))
+    lines = str(caught.value).splitlines()
+    assert [line.split(": ")[:2] for line in lines] == [["tiny.toml", f"train.budgets.{i}"] for i in (1, 2, 3, 4)]
+    assert "must end before its trunk, which takes 2048" in lines[0]
+    assert "1000 tokens ends at step 4, as that of 1024 tokens does" in lines[1]
+    assert "at least one batch" in lines[2] and "ends at step 4" in lines[3]
+    with pytest.raises(InputError, match=r"train\.budgets\.0: input should be a valid integer"):
+        load_sweep(spec(GOOD.replace("peak", "budgets = [10.5]\npeak")))
+    with pytest.raises(InputError, match=r"train\.budgets\.0: without a decay .* set train\.decay above 0"):
+        load_sweep(spec(GOOD.replace("peak", "budgets = [1024]\ndecay = 0.0\npeak")))
 
 
 def test_a_users_task_file_is_found_from_the_specs_folder(spec, tmp_path: Path) -> None:

@@ -12,11 +12,13 @@ import pytest
 
 import harness
 from harness.analyze import analyze
-from harness.execute import Event
+from harness.graph import jobs_of, make_graph
+from harness.jobs import Event, Job
 from harness.plan import make_plan
 from harness.spec import load_sweep
 from harness.store import TABLES, load_results
-from harness.sweep import do, make_jobs, run_missing
+from harness.sweep import Engine, run_missing
+from harness.work import do
 
 SPEC = """
 name = "tiny"
@@ -47,10 +49,24 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def sweep(spec: Path, results: Path, *tasks: str) -> list[Event]:
+class Here:
+    """What work is given where nobody listens."""
+
+    def report(self, info) -> None:
+        pass
+
+    def stopping(self) -> bool:
+        return False
+
+
+def jobs(spec: Path, results: Path) -> list[Job]:
+    return jobs_of(make_graph(make_plan(load_sweep(spec), results)))
+
+
+def sweep(spec: Path, results: Path, *tasks: str, **engine) -> list[Event]:
     events: list[Event] = []
     loaded = load_sweep(spec, extra_tasks=tasks)
-    run_missing(loaded, results, workers=0, report=events.append)
+    run_missing(loaded, results, engine=Engine(**engine), report=events.append)
     analyze(results / "tiny")
     return events
 
@@ -79,7 +95,7 @@ def test_a_sweep_leaves_every_table_and_every_cell(spec: Path, undisturbed: Path
 
 def test_the_same_command_again_does_nothing_and_changes_no_byte(spec: Path, undisturbed: Path) -> None:
     before = tables(undisturbed)
-    assert make_jobs(make_plan(load_sweep(spec), undisturbed)) == []
+    assert jobs(spec, undisturbed) == []
     assert sweep(spec, undisturbed) == []
     assert tables(undisturbed) == before
 
@@ -163,18 +179,21 @@ def test_a_failed_run_is_recorded_and_the_others_go_on(
 
     monkeypatch.setattr(models.train, "train", fail_the_large)
     events = sweep(spec, tmp_path)
-    assert {e.job.key.partition("-")[0]: e.state for e in events if e.state in ("done", "failed")} == {
+    assert {e.job.key.partition("-")[0]: e.state for e in events if e.state in ("done", "failed", "skipped")} == {
         "tokenizer": "done",
-        "data": "done",
-        "1x8": "done",
-        "2x16": "failed",
+        "data seed 0": "done",
+        "train 1x8": "done",
+        "evaluate 1x8": "done",
+        "train 2x16": "failed",
+        "evaluate 2x16": "skipped",
     }
     found = load_results(tmp_path / "tiny")
     assert set(found.scores["size"]) == {"1x8"}
     assert found.missing["reason"].tolist() == ["TrainingDiverged: the loss became nan at step 3"]
     assert [p.state for p in make_plan(load_sweep(spec), tmp_path).runs] == ["done", "failed"]
     monkeypatch.undo()
-    sweep(spec, tmp_path)  # the same command tries again
+    assert sweep(spec, tmp_path) == []  # what failed is left alone until it is asked for
+    sweep(spec, tmp_path, retry_failed=True)
     assert load_results(tmp_path / "tiny").missing.empty
 
 
@@ -208,9 +227,12 @@ def test_the_python_interface_does_what_the_command_does(spec: Path, undisturbed
 
 
 def test_a_worker_does_a_job_from_its_order_alone(spec: Path, tmp_path: Path) -> None:
-    jobs = make_jobs(make_plan(load_sweep(spec), tmp_path))
-    assert [job.key.split("-")[0] for job in jobs] == ["tokenizer", "data", "1x8", "2x16"]
-    assert do(jobs[0], lambda info: None) == {}
+    first, *others = jobs(spec, tmp_path)
+    assert [job.key.split("-")[0] for job in others] == [
+        "data seed 0",
+        *(f"{what} {size}" for size in ("1x8", "2x16") for what in ("train", "evaluate", "evaluate")),
+    ]
+    assert do(first, Here()) == {}
     assert list((tmp_path / "tiny" / "data").glob("*/tokenizer/tokenizer.json"))
 
 
@@ -223,7 +245,7 @@ def test_a_task_that_cannot_be_asked_costs_no_other_its_answers(spec: Path, undi
     )
     events = sweep(spec, undisturbed, str(tmp_path / "long.py"))
     failed = [e.info["reason"] for e in events if e.state == "failed"]
-    assert len(failed) == 2 and all("long at step 0: " in reason and "step 120" in reason for reason in failed)
+    assert [sum(f"long at step {step}: " in reason for reason in failed) for step in (0, 120)] == [2, 2]
     found = load_results(undisturbed / "tiny")
     assert set(found.missing["task"]) == {"long"} and set(found.scores["task"]) == {"copy", "recall", "coin"}
     sweep(spec, undisturbed)
@@ -259,10 +281,11 @@ def test_a_users_hidden_files_in_a_results_folder_survive(spec: Path, undisturbe
 def test_a_sweep_in_one_process_uses_one_thread(spec: Path, tmp_path: Path) -> None:
     code = (
         "import sys, torch; from pathlib import Path\n"
+        "from harness.graph import jobs_of, make_graph\n"
         "from harness.plan import make_plan; from harness.spec import load_sweep\n"
-        "from harness.sweep import do, make_jobs\n"
+        "from harness.work import do\n"
         "torch.set_num_threads(2)\n"
-        "do(make_jobs(make_plan(load_sweep(sys.argv[1]), Path(sys.argv[2])))[0], print)\n"
+        "do(jobs_of(make_graph(make_plan(load_sweep(sys.argv[1]), Path(sys.argv[2]))))[0], None)\n"
         "assert torch.get_num_threads() == 1"
     )
     environment = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}

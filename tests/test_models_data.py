@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from models.data import open_stream, sidecar, write_stream
+from models.data import clear_unfinished, open_stream, sidecar, write_stream
 from models.shards import Windows, open_shard, permuted, write_shard
 from models.spec import SpecError
 from models.tokenizer import BOS_TOKEN_ID, load_tokenizer, tokenizer_digest, train_tokenizer
@@ -100,6 +100,13 @@ def test_a_stream_without_sidecar_or_of_another_size_is_refused(tmp_path):
     with pytest.raises(SpecError, match="write it first"):
         open_stream(path)
     assert record["n_rows"] == 7
+
+
+def test_what_killed_writers_left_of_a_file_is_cleared_and_nothing_else(tmp_path):
+    for name in (".s.17.tmp", ".s.99.tmp", ".s2.17.tmp", "s", "s.json"):
+        (tmp_path / name).write_bytes(b"x")
+    clear_unfinished(tmp_path / "s")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".s2.17.tmp", "s", "s.json"]
 
 
 def test_ids_take_four_bytes_where_the_vocabulary_needs_them_and_two_elsewhere(tmp_path):

@@ -50,6 +50,19 @@ def test_a_gpu_is_counted_in_wall_seconds_against_its_data_sheet(ceiling, monkey
     assert found["peak_unknown"] is None
 
 
+def test_four_gpus_are_held_against_four_and_four_cpu_processes_against_their_seconds(ceiling, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 123)
+    one, four = (ledger(MODEL, record(device="cuda:0", precision="bf16", processes=n)) for n in (1, 4))
+    assert four["tokens_per_second"] == one["tokens_per_second"]
+    for name in ("utilisation_of_peak", "utilisation_of_matmul"):
+        assert four[name] == pytest.approx(one[name] / 4)
+    # The CPU seconds of a record are those of all its processes.
+    assert ledger(MODEL, record(processes=4)) == ledger(MODEL, record()) | {
+        "peak_memory_bytes": pytest.approx(peak_memory_bytes("cpu"), rel=0.1)
+    }
+
+
 @pytest.mark.parametrize("name", ["CPU", "NVIDIA H200 MIG 1g.18gb", "a card of tomorrow"])
 def test_an_unlisted_device_has_no_peak_but_a_reason(name):
     peak, reason = published_peak(name, "bf16")

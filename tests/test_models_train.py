@@ -7,42 +7,31 @@ import sys
 import numpy as np
 import pytest
 import torch
-from tiny_checkpoints import change_weights
+from tiny_checkpoints import change_json, change_weights
+from tiny_runs import CONTEXT, RUN, same, spec, tiny_stream, tiny_tokenizer
 from torch.nn import functional as F
 
 from models import checkpoint, loop
 from models import train as training
-from models.data import write_stream
 from models.decoder import build
 from models.divergence import TrainingDiverged, Watch
 from models.loss import NextTokenLoss
-from models.spec import SpecError, TrainSpec, size_to_spec
-from models.tokenizer import train_tokenizer
+from models.spec import SpecError, TrainSpec
 from models.train import train
 
-CONTEXT = 16
-RUN = TrainSpec(tokens=20 * 4 * CONTEXT, batch_tokens=4 * CONTEXT, peak_lr=2**-7, n_checkpoints=4)
 
-
-class Interrupted(Exception):
+class Broken(Exception):
     pass
-
-
-def spec(size="1x8", **changes):
-    return size_to_spec(size, **({"vocab_size": 300, "context_length": CONTEXT} | changes))
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer(["copy s r e l -> s r e l\n"] * 20, 280)
+    return tiny_tokenizer()
 
 
 @pytest.fixture(scope="module")
 def stream(tmp_path_factory):
-    """Rows in which each token follows from the one before, so that a loss can fall."""
-    starts = np.random.default_rng(0).integers(0, 300, 80)
-    rows = (start + 7 * np.arange(CONTEXT + 1)[None, :] for start in starts[:, None])
-    return write_stream(tmp_path_factory.mktemp("data") / "s.bin", (row[0] % 300 for row in rows), CONTEXT + 1, {})
+    return tiny_stream(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +80,21 @@ def test_training_lowers_the_loss_and_records_every_checkpoint(straight, stream)
     assert records[0]["cpu_seconds"] <= records[-1]["cpu_seconds"]
 
 
-def test_training_state_is_kept_for_the_newest_checkpoint_only(straight):
-    folder, _ = straight
-    assert [path.name for path in folder.glob("*/state.pt")] == ["state.pt"]
-    assert checkpoint.latest(folder, with_state=True) == checkpoint.latest(folder) == folder / "step-000020"
+@pytest.mark.parametrize(("n_states", "kept"), [(1, ["step-000005"]), (2, ["step-000005", "step-000000"])])
+def test_training_state_is_kept_of_the_newest_checkpoints_and_of_none_at_the_end(
+    stream, tokenizer, tmp_path, monkeypatch, n_states, kept
+):
+    monkeypatch.setattr(training, "_SECONDS_BETWEEN_REPORTS", 0.0)
+    seen = {}
+
+    def look(report):
+        seen[report["step"]] = [path.name for path in checkpoint.states(tmp_path / "run")]
+
+    train(spec(), RUN, stream, tokenizer, tmp_path / "run", progress=look, n_states=n_states)
+    assert seen[4] == ["step-000000"] and seen[7] == kept
+    assert checkpoint.states(tmp_path / "run") == [] and len(checkpoint.checkpoints(tmp_path / "run")) == 4
+    with pytest.raises(SpecError, match="n_states=0 must be at least 1"):
+        train(spec(), RUN, stream, tokenizer, tmp_path / "other", n_states=0)
 
 
 def test_a_finished_run_is_read_and_not_trained_again(straight, stream, tokenizer):
@@ -111,18 +111,15 @@ def test_an_interrupted_run_ends_with_the_same_bits(straight, stream, tokenizer,
 
     def interrupt(report):
         if report["step"] == stop_at:
-            raise Interrupted
+            raise Broken
 
-    with pytest.raises(Interrupted):
+    with pytest.raises(Broken):
         train(spec(), RUN, stream, tokenizer, tmp_path / "run", progress=interrupt)
     steps = []
     records = train(spec(), RUN, stream, tokenizer, tmp_path / "run", progress=lambda report: steps.append(report))
     started_from = max(step for step in (0, 5, 10, 20) if step < stop_at)
     assert steps[0]["step"] == started_from + 1
-    same = ("step", "weights_digest", "train_loss", "phase", "run_digest")
-    assert [[record[key] for key in same] for record in records] == [
-        [record[key] for key in same] for record in straight[1]
-    ]
+    assert same(records) == same(straight[1])
 
 
 def test_without_training_state_a_run_starts_over_and_ends_the_same(straight, stream, tokenizer, tmp_path):
@@ -152,7 +149,7 @@ def test_weights_depend_on_the_seed_and_the_data_but_sizes_read_the_same_rows(st
     small = train(spec("1x8"), short, stream, tokenizer, tmp_path / "a")
     n_read = len(read)
     large = train(spec("2x16"), short, stream, tokenizer, tmp_path / "b")
-    assert read[:n_read] == read[n_read:] == [(0, 4), (4, 4), (8, 4)]
+    assert read[:n_read] == read[n_read:] == [(0, 4), (4, 4), (8, 4)]  # of one file: the digests are equal
     assert small[-1]["data_digest"] == large[-1]["data_digest"]
     reseeded = TrainSpec(tokens=3 * 64, batch_tokens=64, peak_lr=2**-7, n_checkpoints=2, seed=1)
     other = train(spec("1x8"), reseeded, stream, tokenizer, tmp_path / "c")
@@ -182,7 +179,7 @@ def test_a_nan_in_the_weights_is_seen_at_once_and_blamed_on_them(stream, tokeniz
         return model
 
     monkeypatch.setattr(loop, "build", broken)
-    monkeypatch.setattr(training, "checkpoint_steps", lambda spec: (4,))
+    monkeypatch.setattr(training, "checkpoint_steps", lambda spec, **_: (4,))
     with pytest.raises(TrainingDiverged, match=r"step 1 of 20 .* look at the weights and the token stream"):
         train(spec(), RUN, stream, tokenizer, tmp_path / "run")
     monkeypatch.undo()
@@ -222,11 +219,16 @@ def test_a_poisoned_checkpoint_is_refused_and_not_continued(stream, tokenizer, t
 
     def interrupt(report):
         if report["step"] == 7:
-            raise Interrupted
+            raise Broken
 
-    with pytest.raises(Interrupted):
+    with pytest.raises(Broken):
         train(spec(), RUN, stream, tokenizer, tmp_path / "run", progress=interrupt)
-    change_weights(tmp_path / "run" / "step-000005", lambda tensors: tensors["lm_head.weight"].fill_(torch.nan))
+    poisoned, model = tmp_path / "run" / "step-000005", build(spec(), seed=0)
+    change_weights(poisoned, lambda tensors: tensors["lm_head.weight"].fill_(torch.nan))
+    checkpoint.load_weights(poisoned, model)
+    digest = checkpoint.weights_digest(model)  # as if it had been written so
+    change_json(poisoned / "meta.json", weights_digest=digest)
+    torch.save(torch.load(poisoned / "state.pt") | {"weights_digest": digest}, poisoned / "state.pt")
     with pytest.raises(TrainingDiverged, match=r"step-000005: 1 tensors are not finite, lm_head.*; .*delete that"):
         train(spec(), RUN, stream, tokenizer, tmp_path / "run")
 

@@ -16,7 +16,7 @@ from harness.figures.forecasts import (
     pit_values,
 )
 from harness.figures.links import link_data, link_figure
-from harness.figures.maps import heatmap_data, heatmap_figure, training_data, training_figure
+from harness.figures.maps import budgets_data, heatmap_data, heatmap_figure, training_data, training_figure
 from harness.figures.scaling import (
     frontier_data,
     frontier_figure,
@@ -31,6 +31,7 @@ __all__ = [
     "backtest_data",
     "backtest_figure",
     "bounds",
+    "budgets_data",
     "by_size",
     "calibration_figure",
     "coverage_data",

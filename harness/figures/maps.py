@@ -1,4 +1,4 @@
-"""All levels of a task at once: size by difficulty, and the course of the scores during training."""
+"""All levels of a task at once: size by difficulty; and scores against tokens, of the budgets and during training."""
 
 from __future__ import annotations
 
@@ -58,23 +58,47 @@ def heatmap_figure(data: pd.DataFrame) -> Figure:
 def training_data(scores: pd.DataFrame) -> pd.DataFrame:
     """Headline score against tokens: of each probe the level that differs most between sizes at the end, over seeds.
 
-    At most twelve tasks, those on which the sizes differ most."""
-    rows = scores[scores["headline"].eq(True) & scores["role"].ne("control") & (scores["tokens"] > 0)]
-    keys = ["task", "metric", "level", "size", "n_params_non_embedding", "tokens"]
-    means = rows.groupby(keys, sort=False)["value"].agg(value="mean", lo="min", hi="max").reset_index()
+    At most twelve tasks, those on which the sizes differ most. `end`: where all seeds' runs end."""
+    means, rows = _against_tokens(scores)
     if means.empty or rows.groupby("run_id")["tokens"].nunique().max() < 2:
         return means.iloc[:0]
-    end = means["tokens"] == means.groupby("size")["tokens"].transform("max")
-    last = means[end].groupby(["task", "level"])["value"]
-    spread = (last.max() - last.min()).dropna().reset_index().sort_values(["task", "value"], ascending=[True, False])
-    spread = spread.drop_duplicates("task")
+    return _telling(means, means["tokens"] == means.groupby("size")["tokens"].transform("max"))
+
+
+def budgets_data(scores: pd.DataFrame) -> pd.DataFrame:
+    """The same at the annealed ends of the token budgets: of each probe the level that differs most over N and D.
+
+    Empty where no size was trained on two budgets."""
+    means, rows = _against_tokens(scores[scores["is_last"].eq(True) & scores["annealed"].ne(False)])
+    if means.empty or rows.groupby("size")["tokens"].nunique().max() < 2:
+        return means.iloc[:0]
+    return _telling(means, means["end"])
+
+
+def _against_tokens(scores: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the headline score of every probe, size and number of tokens over the seeds; and the rows behind it."""
+    rows = scores[scores["headline"].eq(True) & scores["role"].ne("control") & (scores["tokens"] > 0)]
+    keys = ["task", "metric", "level", "size", "n_params_non_embedding", "tokens"]
+    columns = {name: ("value", how) for name, how in (("value", "mean"), ("lo", "min"), ("hi", "max"))}
+    rows = rows.assign(chance=pd.to_numeric(rows["chance"]))
+    columns |= {"chance": ("chance", "mean"), "end": ("is_last", "all")}
+    return rows.groupby(keys, sort=False).agg(**columns).reset_index(), rows
+
+
+def _telling(means: pd.DataFrame, compared: pd.Series) -> pd.DataFrame:
+    """Return the level of each task on which the compared rows differ most; of many tasks those that differ most."""
+    values = means[compared].groupby(["task", "level"])["value"]
+    spread = (values.max() - values.min()).dropna().reset_index()
+    spread = spread.sort_values(["task", "value"], ascending=[True, False]).drop_duplicates("task")
     spread = spread.sort_values("value", ascending=False, kind="stable").head(MAX_PANELS)
     return means.merge(spread[["task", "level"]])
 
 
 @mpl.rc_context(STYLE)
 def training_figure(data: pd.DataFrame) -> Figure:
-    """Score against training tokens, one line per size (darker is larger); a bar spans the lowest and highest seed."""
+    """Score against training tokens, one line per size (darker is larger); a bar spans the lowest and highest seed.
+
+    Hollow: a checkpoint on the way to the end of its run. Dotted: chance."""
     tasks, sizes = list(data["task"].unique()), by_size(data)
     rows_, columns = grid(len(tasks), 3)
     fig, axes = canvas(rows_, columns, (1.8, 1.2), (0.65, 0.1, 0.28, 0.42), foot=0.5, count=len(tasks))
@@ -84,7 +108,13 @@ def training_figure(data: pd.DataFrame) -> Figure:
         for i, size in enumerate(sizes):
             line = rows[rows["size"] == size].sort_values("tokens")
             ax.vlines(line["tokens"], line["lo"], line["hi"], color=shades[i], lw=0.8, alpha=0.6)
-            ax.plot(line["tokens"], line["value"], color=shades[i], marker=MARKERS[i % 6], ms=3, mew=0, lw=1.2)
+            ax.plot(line["tokens"], line["value"], color=shades[i], lw=1.2)
+            for end, points in line.groupby(line["end"].astype(bool)):
+                fill = shades[i] if end else PAPER
+                mark = {"marker": MARKERS[i % 6], "ms": 3, "mew": 0.7, "mec": shades[i], "mfc": fill, "ls": "none"}
+                ax.plot(points["tokens"], points["value"], **mark)
+        if np.isfinite(chance := rows["chance"].median()):
+            ax.axhline(chance, color=INK, ls=":", lw=0.8, zorder=0)
         log_axis(ax, data["tokens"], "tokens")
         if k + columns < len(tasks):
             ax.set_xlabel("")

@@ -57,6 +57,7 @@ def build_report(results: Any, out: Path) -> Path:
         limits=science.fit_limits(page),
         curves=drawing.curve_figures(page, figures, rows),
         maps=drawing.map_figures(page, figures),
+        budgets=drawing.budget_figures(page, figures),
         seeds=drawing.seeds_figures(page, figures),
         links=science.link_rows(page),
         link_figures=drawing.link_figures(page, figures),

@@ -45,7 +45,7 @@ def scaling_figures(page: Tables, folder: Path) -> list[Drawn]:
     two = page.fits[page.fits["form"].eq("chinchilla") & page.fits["x"].astype(str).str.count(",").eq(1)]
     for subject in _subjects(two):
         fit = two[two["subject"] == subject].iloc[0]
-        data = figures.frontier_data(page.scores, fit)
+        data = figures.frontier_data(page.all_scores, fit)
         if len(data):
             what = (
                 "Points are runs, one colour per size, darker is larger; solid lines are the fitted L(N, D) at each "
@@ -134,9 +134,24 @@ def map_figures(page: Tables, folder: Path) -> list[Drawn]:
         what = "Size by difficulty: the headline score in each cell, averaged over seeds; × was not measured"
         drawn.append(save_figure(figures.heatmap_figure(data), folder, "difficulty", data, what))
     if len(data := figures.training_data(page.scores)):
-        what = "During training: headline score, mean over seeds, of each task the level on which sizes differ most"
+        what = (
+            "During training: headline score, mean over seeds, of each task the level on which sizes differ most. "
+            "Hollow: checkpoints on the way, whose learning rate was not annealed. Dotted: chance"
+        )
         drawn.append(save_figure(figures.training_figure(data), folder, "training", data, what))
     return drawn
+
+
+def budget_figures(page: Tables, folder: Path) -> list[Drawn]:
+    """Score against training tokens, where sizes were trained on several budgets."""
+    data = figures.budgets_data(page.all_scores) if len(page.branches) else page.branches
+    if data.empty:
+        return []
+    what = (
+        "Headline score against the token budget D, a line per size, darker is larger: means over seeds, the bar spans "
+        "the lowest and highest; of each task the level that differs most over sizes and budgets. Dotted: chance"
+    )
+    return [save_figure(figures.training_figure(data), folder, "budgets", data, what)]
 
 
 def seeds_figures(page: Tables, folder: Path) -> list[Drawn]:

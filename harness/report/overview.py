@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pandas as pd
+
 from harness import figures
 from harness.report.tables import Tables
 from harness.wording import (
@@ -76,6 +78,9 @@ def _design(page: Tables) -> str:
     said = f"{count(len(sizes), 'size')} ({which}), {most}."
     if len(d) and len(c):
         said += f" Each saw D = {extent(d)} tokens, which is C = {extent(c, 'flops')} FLOPs."
+    if len(page.branches):
+        said += f" {count(len(page.branches), 'branch', 'branches')} of these runs ended earlier, at D = "
+        said += f"{_tokens(page.branches['tokens'])} tokens."
     asked = page.scores[page.scores["is_last"].eq(True) & page.scores["headline"].eq(True)]
     cells = asked.groupby(["task", "level"])["n"].max()
     if len(cells):
@@ -105,6 +110,7 @@ def ladder(page: Tables) -> dict[str, Any]:
             "shape": f"{one['n_layer']} × {one['d_model']}" if known(one["n_layer"]) else DASH,
             "numbers": [si(number(one[k])) for k in ("n_params_non_embedding", "n_params", "flops_per_token")],
             "compute": extent(flops, "flops") if len(flops) else DASH,
+            "budgets": _tokens(page.ends.loc[page.ends["size"] == size, "tokens"]),
             "seeds": max(runs["seed"].nunique(), 1),
             "loss": f"{loss.mean():.3f}{spread}" if len(loss) else DASH,
             "cpu": f"{sum(cpu) / len(cpu):.0f}" if cpu else DASH,
@@ -113,9 +119,15 @@ def ladder(page: Tables) -> dict[str, Any]:
     return {
         "rows": rows,
         "loss": name if any(row["loss"] != DASH for row in rows) else "",
+        "budgets": len(page.branches) > 0,
         "cpu": bool(spent),
         "total": sum(spent.values()),
     }
+
+
+def _tokens(column: pd.Series) -> str:
+    """Write the token budgets of some runs: 262k and 524k."""
+    return listing(si(float(tokens)) for tokens in sorted(column.dropna().unique()))
 
 
 def missing_rows(page: Tables) -> list[dict[str, str]]:
@@ -133,9 +145,10 @@ def missing_rows(page: Tables) -> list[dict[str, str]]:
         runs, steps = cells["run_id"].nunique(), cells["step"].dropna().unique()
         sizes = sorted(set(map(str, cells["size"])), key=natural)
         where = f"{listing(sizes)}: {count(runs, 'run')}" if sizes != ["(all)"] else "every run"
+        where += f", D = {budgets}" if (budgets := _tokens(cells["tokens"])) else ""
         where += f", step {listing(sorted(steps))}" if len(steps) else ""
         rows.append({"what": f"task {task}" if task != "(all)" else "whole runs", "where": where, "reason": reason})
-    empty = page.scores[page.scores["value"].isna() & page.scores["is_last"].eq(True)]
+    empty = page.all_scores[page.all_scores["value"].isna() & page.all_scores["is_last"].eq(True)]
     groups = empty.fillna({"note": "no reason given"}).groupby(["task", "level", "note"])
     for (task, level, note), cells in groups:
         metrics, sizes = listing(sorted(set(cells["metric"]))), sorted(set(cells["size"]), key=natural)

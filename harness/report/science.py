@@ -56,6 +56,11 @@ def listing_of_counts(*values: Any) -> str:
 def fit_limits(page: Tables) -> str:
     """Say what the fits of the loss do not say."""
     said = "What these fits do not say: they describe this family and this text between its smallest and largest size"
+    if len(page.branches):
+        return (
+            f"{said}. Fits along N or C alone are of the largest token budget, a fit of both N and D is of all; "
+            "a few sizes and budgets over few decades give no licence to extrapolate."
+        )
     budgets = page.last["tokens"].dropna().nunique()
     if budgets == 1:
         return (

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from harness.axes import curve_rows, make_cell
+from harness.budgets import one_budget
 from harness.curves import Cell, Constants
 from harness.wording import loads
 
@@ -18,17 +19,18 @@ from harness.wording import loads
 COLUMNS = {
     "runs": "run_id size n_layer d_model n_params n_params_non_embedding flops_per_token seed data_seed step tokens "
     "flops is_last train_loss peak_lr parametrization precision attention device weights_digest data_digest "
-    "tokenizer_digest",
+    "tokenizer_digest trunk annealed",
     "scores": "run_id size n_params_non_embedding n_params seed step tokens flops is_last task kind ability role level "
     "metric headline continuous higher_is_better partner value item_se item_lo item_hi n chance seed_mean seed_sd "
-    "seed_lo seed_hi n_seeds note lower_bound upper_bound n_truncated n_straddles n_shots_dropped n_near_ties",
+    "seed_lo seed_hi n_seeds note lower_bound upper_bound n_truncated n_straddles n_shots_dropped n_near_ties "
+    "trunk annealed",
     "fits": "subject form x params ci objective n_points n_sizes n_starts n_starts_agreeing converged aicc note band "
     "recipe",
     "verdicts": "task level metric role headline continuous partner axis axis_unit label width width_lo width_hi onset "
     "onset_lo onset_hi effect effect_lo effect_hi q_chance q_trend n_sizes n_seeds n_docs chance reasons surprise "
     "surprise_note link rows_digest sensitivity constants",
     "examples": "task level doc_id prompt target size n_params_non_embedding seed response correct logprob",
-    "missing": "run_id size seed step task reason",
+    "missing": "run_id size seed tokens step task reason",
     "links": "task level metric partner link n_items params predicted max_gap max_gap_limit p_lack_of_fit holds note",
     "backtests": "task level metric kind role headline continuous held_out size tokens flops predictor predicted "
     "observed lo50 hi50 lo80 hi80 lo95 hi95 error crps covered50 covered80 "
@@ -47,7 +49,9 @@ KEYS = ["task", "level", "metric"]
 
 
 class Tables:
-    """The tables of one sweep, and what every part of the page asks of them."""
+    """The tables of one sweep, and what every part of the page asks of them.
+
+    Of several token budgets `scores` and `last` hold the largest, as the verdicts do; `all_scores` holds every one."""
 
     runs: pd.DataFrame
     scores: pd.DataFrame
@@ -80,12 +84,17 @@ class Tables:
         self.name = str(self.about.get("name") or self.path.name)
         self.folder = f"results/{self.path.name}"
         self.ledger: list[dict[str, Any]] = list(results.ledger or [])
-        self.last = self.runs[self.runs["is_last"].eq(True)]
+        self.all_scores, self.scores = self.scores, one_budget(self.scores)
+        self.ends = self.runs[self.runs["is_last"].eq(True)]
+        self.last = one_budget(self.ends)
+        self.branches = self.ends[self.ends["trunk"].notna()]
         self.controls = {t["name"] for t in self.tasks if t.get("role") == "control"}
         self.controls |= set(self.scores.loc[self.scores["role"].eq("control"), "task"])
         self.verdict_axis = str(next(iter(self.verdicts["axis"].dropna()), "flops"))
         self.verdict_unit = str(next(iter(self.verdicts["axis_unit"].dropna()), "decades"))
-        self.axis = self.verdict_axis if self.verdict_axis in self.scores else "flops"  # of the figures
+        # Of the figures, which follow sizes: the verdicts may follow checkpoints, a loss or the budgets of one size.
+        sizes = self.verdict_axis in self.scores and not (self.verdict_axis == "tokens" and len(self.branches))
+        self.axis = self.verdict_axis if sizes else "flops"
         self.constants = loads(next(iter(self.verdicts["constants"].dropna()), None))
 
     def _table(self, found: pd.DataFrame | None, columns: list[str]) -> pd.DataFrame:

@@ -13,7 +13,8 @@ GROUP = 8  # documents that acc_all8 asks to be right together
 
 
 def n_choices(cell: Cell) -> Floats:
-    return (~np.isnan(cell.logprobs)).sum(axis=1).astype(np.float64)
+    # Not those of logprobs: a model that is broken says NaN of choices that are there.
+    return (~np.isnan(cell.n_tokens)).sum(axis=1).astype(np.float64)
 
 
 def gold(values: Floats, cell: Cell) -> Floats:

@@ -1,0 +1,118 @@
+"""Several processes that train one model: the main one decides, the others do what it orders.
+
+Clocks, disks and requests to stop differ between processes, and one that decides otherwise than the rest leaves them
+waiting for ever. So only the main process keeps the time, reads and writes the run's folder and judges a loss; the
+others take the same steps on their rows (`Loop.follow`). Gradients are averaged by torch's DistributedDataParallel.
+
+Start them with `accelerate launch` or torchrun; `models.training_job` does. Alone, nothing in here costs anything."""
+
+import contextlib
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate.state import AcceleratorState
+from torch import Tensor
+from torch import distributed as dist
+
+from models.spec import SpecError
+
+# Ways to share one model out that accelerate can be set up for. muP gives each kind of tensor its own learning rate by
+# name, and these flatten, slice or rename tensors: untried here, so they are refused rather than hoped for.
+_SHARDED = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism configuration",
+}
+_PATIENCE = timedelta(days=7)  # for the next order: the main process may be writing to a slow disk
+
+
+def _true(name: str) -> bool:
+    return os.environ.get(name, "").lower() in ("1", "true", "yes", "y", "on", "t")
+
+
+def process_device() -> torch.device:
+    """The device of this process, which joins the others here. Raises SpecError where they cannot train together."""
+    for name, what in _SHARDED.items():
+        if _true(name):
+            raise SpecError(
+                f"accelerate is set up for {what}, which shares one model out over devices; a run keeps a whole copy "
+                f"on each: configure plain multi-GPU (accelerate config), or unset {name}"
+            )
+    on_cpu = not torch.cuda.is_available()  # no other accelerator: what is untried is not taken by itself
+    n_here, n_devices = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    if not on_cpu and n_here > n_devices:
+        raise SpecError(f"{n_here} processes on this machine for {n_devices} CUDA devices; start at most one on each")
+    return PartialState(cpu=on_cpu).device
+
+
+def make_accelerator(device: torch.device, precision: str, **options: Any) -> Accelerator:
+    """An Accelerator of that precision, whatever the one before it in this process had."""
+    # One process trains run after run, and accelerate refuses another precision until its state is let go.
+    AcceleratorState._reset_state()
+    return Accelerator(
+        mixed_precision="bf16" if precision == "bf16" else "no",
+        cpu=device.type == "cpu",
+        # The only buffers are the rotary frequencies, which no one changes.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        **options,
+    )
+
+
+class Team:
+    """The processes of one run, from the place of one of them."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.size, self.rank = accelerator.num_processes, accelerator.process_index
+        self.is_main = accelerator.is_main_process
+        # Orders travel between CPUs, so that they never wait for a GPU.
+        self._orders = dist.new_group(backend="gloo", timeout=_PATIENCE) if self.size > 1 else None
+
+    def share(self, n_rows: int, accumulation: int) -> int:
+        """Rows of a batch that each process takes. Raises SpecError where pieces would differ in size."""
+        if n_rows % (self.size * accumulation):
+            raise SpecError(
+                f"the {n_rows} rows of a batch cannot be shared out evenly over {self.size} processes x accumulation="
+                f"{accumulation}; choose numbers whose product divides {n_rows}, or another batch_tokens"
+            )
+        return n_rows // self.size
+
+    def order(self, what: str, *given: Any) -> None:
+        """Have the others do `what`; of no effect alone, or when called by one of them."""
+        if self.size > 1 and self.is_main:
+            dist.broadcast_object_list([(what, *given)], src=0, group=self._orders)
+
+    def listen(self) -> tuple[Any, ...]:
+        """The next order of the main process."""
+        heard: list[Any] = [None]
+        dist.broadcast_object_list(heard, src=0, group=self._orders)
+        return heard[0]
+
+    def dismiss(self, error: BaseException | None) -> None:
+        """The last order: go, and raise the same where the main process fails."""
+        # Where it failed because another process is gone, there is no one left to tell.
+        with contextlib.suppress(RuntimeError) if error is not None else contextlib.nullcontext():
+            self.order("end", error)
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Mean over processes of what lies on each one's device, in place; asked by all at once."""
+        if self.size > 1:
+            dist.all_reduce(value)
+            value /= self.size
+        return value
+
+    def total(self, value: float) -> float:
+        """Sum over processes; asked by all at once."""
+        if self.size == 1:
+            return value
+        sum_ = torch.tensor(value, dtype=torch.float64)
+        dist.all_reduce(sum_, group=self._orders)
+        return sum_.item()
+
+    def wait(self) -> None:
+        """Go on when all have come here."""
+        if self.size > 1:
+            dist.barrier(group=self._orders)
