@@ -44,7 +44,7 @@ class RunPlan:
             return "done"
         if self.failure or self.unasked:
             return "failed"
-        return "to evaluate" if self.trained else "started" if any(self.folder.glob("step-*")) else "missing"
+        return "to evaluate" if self.trained else "started" if is_begun(self.folder) else "missing"
 
     @property
     def reason(self) -> str:
@@ -98,7 +98,7 @@ def evaluated_steps(run: RunSpec, which: str) -> tuple[int, ...]:
     """Return the steps whose checkpoints are evaluated: "last", "ends" (untrained and last) or "all".
 
     A branch has its last one alone: the others are its trunk's."""
-    steps = checkpoint_steps(run.train)
+    steps = checkpoint_steps(run.train, of_branch=run.trunk is not None)
     return steps[-1:] if run.trunk else {"last": steps[-1:], "ends": (steps[0], steps[-1]), "all": steps}[which]
 
 
@@ -142,6 +142,11 @@ def _look_at(run: RunSpec, sweep: Sweep, folder: Path, names: dict[str, str]) ->
         failure=read_json(error) if error.exists() else None,
         unasked=unasked,
     )
+
+
+def is_begun(run_folder: Path) -> bool:
+    """Return whether training has left anything to go on from."""
+    return any(True for kind in ("step", "resume") for _ in run_folder.glob(f"{kind}-*"))
 
 
 def changed_settings(sweep: Sweep, folder: Path) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.jobs import Event
+from harness.plan import is_begun
 from harness.store import is_locked, part_name, parts_in, read_json, samples_folder, write_json
 
 _SECONDS_BETWEEN_WRITES = 1.0
@@ -79,7 +80,7 @@ def _run(folder: Path, cell: dict[str, Any], names: set[str], running: dict[str,
     failed = [read_json(at / "error.json") for at in errors if (at / "error.json").exists()]
     state = "done" if trained and there == cells else "running" if at_work else "failed" if failed else ""
     if not state:
-        state = "to evaluate" if trained else "started" if any(run_folder.glob("step-*")) else "missing"
+        state = "to evaluate" if trained else "started" if is_begun(run_folder) else "missing"
     return {
         **{key: cell.get(key) for key in ("run_id", "size", "seed", "tokens", "trunk")},
         "state": state,

@@ -80,7 +80,7 @@ class Loop:
             recipe=self.recipe,
             kernels=self.attention.kernels,
         )
-        self.layers = loss.layers if self.precision == "fp32" else "transformers"
+        self.layers = loss.layers if (device.type, self.precision) == ("cpu", "fp32") else "transformers"
         groups = parameter_groups(self.model, model_spec, train_spec)
         # Not prepared: accelerate's wrapper serves loss scaling, which neither precision needs, and searches the file
         # system for optional packages at every step (2 % of the smallest model's).

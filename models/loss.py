@@ -103,7 +103,7 @@ class NextTokenLoss(nn.Module):
 
     @property
     def layers(self) -> str:
-        """Whose layers are run, unless it is under autocast: "own" (models.body) or "transformers"."""
+        """Whose layers are run on a CPU without autocast: "own" (models.body) or "transformers"."""
         return "transformers" if self._body is None else "own"
 
     def forward(self, rows: Tensor) -> Tensor:

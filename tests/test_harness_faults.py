@@ -136,7 +136,7 @@ def disturb(spec: Path, results: Path, n_kills: int, seed: int) -> None:
         after = parts(results)
         assert before.items() <= after.items(), "a finished piece was lost or made again"
     driver = start(spec, results)
-    out, err = driver.communicate(timeout=300)
+    _, err = driver.communicate(timeout=300)
     assert driver.returncode == 0, err
 
 
@@ -171,7 +171,7 @@ def test_ctrl_c_puts_away_what_runs_and_says_how_to_go_on(spec: Path, undisturbe
     seen = json.loads(subprocess.run(status, check=True, capture_output=True, text=True).stdout)
     assert seen["active"] and {run["state"] for run in seen["runs"]} <= {"running", "missing", "started"}
     os.kill(driver.pid, signal.SIGINT)
-    out, err = driver.communicate(timeout=60)
+    _, err = driver.communicate(timeout=60)
     assert driver.returncode == 130 and "the same command goes on from there" in err and "Traceback" not in err
     assert all_gone(workers)
     plan = make_plan(load_sweep(longer), tmp_path)
@@ -278,14 +278,14 @@ def test_a_second_sweep_of_a_folder_says_who_holds_it(spec: Path, finished: Path
 
     with locked(finished / "tiny"):
         second = start(spec, finished)
-        out, err = second.communicate(timeout=60)
+        _, err = second.communicate(timeout=60)
     assert second.returncode == 2 and str(os.getpid()) in err and "Traceback" not in err
 
 
 def test_a_results_folder_that_cannot_be_written_is_said_in_one_line(spec: Path, tmp_path: Path) -> None:
     (tmp_path / "results").write_text("a file")
     driver = start(spec, tmp_path / "results")
-    out, err = driver.communicate(timeout=60)
+    _, err = driver.communicate(timeout=60)
     assert driver.returncode == 2 and "Traceback" not in err and "results" in err.splitlines()[-1]
 
 
