@@ -32,7 +32,7 @@ from harness.store import StoreError
 from harness.wording import si
 from models.schedule import annealed
 from models.spec import ModelSpec, SpecError, TrainSpec, branch, size_to_spec
-from tasks import TASKS, Task, available, load_task, load_tasks
+from tasks import SUITE, TASKS, Task, available, load_task, load_tasks
 from tasks.base import TaskError
 from tasks.errors import suggest
 
@@ -258,6 +258,7 @@ def resolve(
 
     `extra_tasks` are names or absolute paths; `data` is the folder that keeps what was read of text files."""
     errors: list[str] = []
+    wanted = _spread(spec.corpus.mixture)
 
     def attempt(place: str, make: Any) -> Any:
         try:
@@ -285,7 +286,7 @@ def resolve(
         name: texts[name]
         if name in texts
         else attempt(f"corpus.mixture.{name}", lambda name=name: _load_mixed(name, folder, texts))
-        for name in spec.corpus.mixture
+        for name in wanted
     }
     for name in texts:
         if name not in in_mixture:
@@ -324,9 +325,7 @@ def resolve(
 
     left_out = {task.name: reason for task in mixed + asked if (reason := available(task))}
     shares = {
-        found: spec.corpus.mixture[name]
-        for name, found in in_mixture.items()
-        if found is not None and found.name not in left_out
+        found: wanted[name] for name, found in in_mixture.items() if found is not None and found.name not in left_out
     }
     if not shares:
         raise InputError(f"{source}: corpus.mixture: no task is available here: {'; '.join(left_out.values())}")
@@ -357,6 +356,13 @@ def resolve(
         folder=folder,
         extra_tasks=tuple(extra_tasks),
     )
+
+
+def _spread(mixture: dict[str, float]) -> dict[str, float]:
+    """Return the mixture with the share of "suite" spread evenly over the built-in tasks without one of their own."""
+    rest = [task.name for task in TASKS if task.trains and task.name not in mixture] if SUITE in mixture else []
+    named = {name: share for name, share in mixture.items() if name != SUITE}
+    return named | {name: mixture[SUITE] / len(rest) for name in rest}
 
 
 def _branch(trunk: TrainSpec, tokens: int, ends: dict[int, int]) -> TrainSpec:

@@ -28,6 +28,8 @@ from tasks.sources import Data
 from tasks.text import LANGUAGES, NORMALIZATIONS
 
 KINDS = ("language modeling", "classification", "qa", "generation")
+# What the literature on large models says emerges; every built-in task names one, a task of yours may name another.
+ABILITIES = ("text generation", "knowledge integration", "complex patterns", "generalisation", "adaptation")
 ROLES = ("probe", "control")
 DEFAULT_SIZE = 500  # evaluation documents per level of a procedural task
 MAX_DRAWS_PER_DOCUMENT = 4  # repeated questions are skipped; a small task gives fewer documents instead of searching on
@@ -61,6 +63,7 @@ class Task:
     balanced: bool
     train: Callable[[np.random.Generator, int], str] | None
     train_grid: Mapping[str, tuple[Any, ...]]
+    asked_only: bool
     shortcut: Callable[..., Mapping[str, float]] | None
     version: int
     file: Path = field(repr=False)
@@ -106,6 +109,10 @@ class Task:
             )
         if self.data is None and (self.examples is not None or self.cluster is not None):
             raise TaskError(f"task {self.name!r}: examples= and cluster= need rows: give data=, and a function of row")
+        if self.asked_only and (self.train is not None or self.train_grid):
+            raise TaskError(
+                f"task {self.name!r}: asked_only=True writes no training text; leave train and train_levels"
+            )
         if self.balanced and (self.data is not None or self.output != "Choice"):
             raise TaskError(f"task {self.name!r}: balanced=True needs a function of rng that returns Choice")
 
@@ -210,6 +217,11 @@ class Task:
         """Names what the task writes into training text: its stem, and the levels where those decide the text."""
         return identity.digest_of(self.stem_digest, [] if self.train is not None else self.train_levels)
 
+    @property
+    def trains(self) -> bool:
+        """Whether the task can write training text."""
+        return not self.asked_only and (self.train is not None or self.data is None or self.shared)
+
     def shortcuts(self) -> dict[str, dict[str, float]]:
         """Per level, the best score of a solver without the ability, where the task declares one."""
         if self.shortcut is None:
@@ -252,6 +264,8 @@ class Task:
         """
         if self.train is not None:
             return self.train(rng, chars)
+        if self.asked_only:
+            raise TaskError(f"task {self.name!r}: is asked only (asked_only=True) and writes no training text")
         if self.data is not None and not self.shared:
             raise TaskError(
                 f"task {self.name!r}: all rows of its data are evaluation documents; give it train=, or shared=True"
@@ -434,6 +448,7 @@ def task(
     balanced: bool = False,
     train: Callable[[np.random.Generator, int], str] | None = None,
     train_levels: Mapping[str, Sequence[Any]] | None = None,
+    asked_only: bool = False,
     shortcut: Callable[..., Mapping[str, float]] | None = None,
     version: int = 1,
     **levels: Sequence[Any],
@@ -457,6 +472,7 @@ def task(
     balanced: document i of a Choice task has answer i modulo the number of choices, so a constant answer scores chance.
     train: (rng, chars) -> one training row of at least that many characters, for episodes that examples cannot build.
     train_levels: the values of the grid that training examples are drawn from, where more are trained than asked.
+    asked_only: no training text is ever made of this task, as where the question is what carries over to it.
     shortcut: (**level) -> {metric: best score of a solver without the ability}; verdicts start from there.
     version: raise it when the documents change in a way that the function's source does not show.
     Raises TaskError for an argument that cannot work.
@@ -495,6 +511,7 @@ def task(
             balanced=balanced,
             train=train,
             train_grid={level: tuple(values) for level, values in (train_levels or {}).items()},
+            asked_only=asked_only,
             shortcut=shortcut,
             version=version,
             file=Path(inspect.unwrap(function).__code__.co_filename),

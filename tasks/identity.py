@@ -36,19 +36,21 @@ def held_out(content: str) -> bool:
 
 
 def code_text(function: Callable[..., Any]) -> str:
-    """The source of a function and of the functions, classes and constants it uses from its own folder.
+    """The source of a function and of the functions, classes and constants it uses from its own folder; of a probe in a
+    folder of this package, also from the package.
 
     Decorators, docstrings, blank lines and whole-line comments are left out: none of them changes what is computed.
     Names reached through a module (`module.NAME`) are not followed.
     Raises OSError where the source cannot be read (a function typed at a prompt).
     """
-    root = Path(inspect.unwrap(function).__code__.co_filename).parent
+    folder = Path(inspect.unwrap(function).__code__.co_filename).parent
+    home = Path(__file__).parent
     parts: dict[str, str] = {}
-    _collect(inspect.unwrap(function), root, parts)
+    _collect(inspect.unwrap(function), {folder, home} if home in folder.parents else {folder}, parts)
     return "\n".join(parts[name] for name in sorted(parts))
 
 
-def _collect(function: FunctionType | Callable[..., Any], root: Path, parts: dict[str, str]) -> None:
+def _collect(function: FunctionType | Callable[..., Any], own: set[Path], parts: dict[str, str]) -> None:
     label = f"{function.__module__}.{function.__qualname__}"
     if label in parts:
         return
@@ -59,10 +61,10 @@ def _collect(function: FunctionType | Callable[..., Any], root: Path, parts: dic
         value = visible.get(name)
         used = inspect.unwrap(value) if callable(value) else value
         if isinstance(used, FunctionType):
-            if Path(used.__code__.co_filename).parent == root:
-                _collect(used, root, parts)
+            if Path(used.__code__.co_filename).parent in own:
+                _collect(used, own, parts)
         elif isinstance(used, type):
-            if not used.__module__.startswith("tasks.") and _folder_of(used) == root:
+            if not used.__module__.startswith("tasks.") and _folder_of(used) in own:
                 parts[f"{used.__module__}.{used.__qualname__}"] = textwrap.dedent(inspect.getsource(used))
         elif isinstance(used, re.Pattern | np.ndarray | str | int | float | tuple | list | dict | set | frozenset):
             parts[f"{label}:{name}"] = f"{name} = {_constant_text(used)}"
@@ -119,4 +121,4 @@ def caller_file() -> Path:
     """The file of the nearest caller outside this package: whose task it is that a function of this package builds."""
     home = Path(__file__).parent
     frames = (Path(info.filename) for info in inspect.stack(context=0))
-    return next((path for path in frames if path.parent != home), home / "__main__.py")
+    return next((path for path in frames if home not in path.parents), home / "__main__.py")

@@ -9,6 +9,7 @@ import pytest
 from harness.plan import check_settings
 from harness.spec import InputError, RunSpec, load_sweep
 from harness.store import write_json
+from tasks import TASKS, available
 
 GOOD = """
 name = "tiny"
@@ -44,6 +45,21 @@ def test_the_built_in_sweeps_load() -> None:
     assert len(demo.runs) == len(demo.spec.family.sizes) * len(demo.spec.seeds)
     assert sum(share for _, share in demo.mixture) == pytest.approx(1)
     assert load_sweep("smoke").spec.name == "smoke"
+
+
+def test_the_suite_stands_for_every_built_in_task(spec) -> None:
+    sweep = load_sweep(
+        spec(
+            GOOD.replace("copy = 0.5\ncoin = 0.5", "copy = 0.5\nsuite = 0.5\n").replace(
+                "documents = 4", 'documents = 4\ntasks = ["suite"]'
+            )
+        )
+    )
+    shares = {source.name: share for source, share in sweep.mixture}
+    trained = [task for task in TASKS if task.trains and not available(task)]
+    assert [task.name for task in sweep.tasks] == [task.name for task in TASKS if not available(task)]
+    assert set(shares) == {task.name for task in trained} and "fact_new" not in shares
+    assert shares["recall"] == pytest.approx(shares["coin"]) and shares["copy"] == pytest.approx(0.5, abs=0.05)
 
 
 def test_every_error_is_named_at_once_with_its_place(spec) -> None:
