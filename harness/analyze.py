@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from harness import budgets
+from harness.abilities import abilities_table
 from harness.budgets import has_budgets, one_budget
 from harness.curves import Constants, read_constants
 from harness.emergence import verdicts_table
@@ -92,6 +93,7 @@ def analyze(folder: Path, *, axis: str = "flops", constants: Mapping[str, Any] |
     tables |= {"fits": _fits(scores), "backtests": backtests_table(final)}
     tables["forecasts"] = forecasts_table(final, backtests=tables["backtests"])
     tables["verdicts"] = verdicts_table(scores, chosen, axis, backtests=tables["backtests"], links=tables["links"])
+    tables["abilities"] = abilities_table(scores)
     for name, table in tables.items():
         write_table(folder / f"{name}.parquet", table)
     write_json(folder / "analysis.json", _trace(folder, axis, chosen) | {"chosen": dict(constants or {})})

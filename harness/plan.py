@@ -104,6 +104,8 @@ def evaluated_steps(run: RunSpec, which: str) -> tuple[int, ...]:
 
 def make_plan(sweep: Sweep, results: Path) -> Plan:
     """Look at what is on disk and lay out the rest. Raises InputError where the folder holds no sweep's results."""
+    if results.exists() and not results.is_dir():
+        raise InputError(f"{results} is a file, so results cannot be written there; point --results at a folder")
     folder = results / sweep.spec.name
     spec = folder / "spec.json"
     if spec.exists() and read_json(spec).get("evaluated"):

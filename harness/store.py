@@ -6,11 +6,14 @@
     documents/<task>-<digest>      the evaluation documents, once per task
     samples/<run_id>/step-*/<task>-<digest>    one immutable part per run x checkpoint x task
     judged/<judge>-<step>/<run_id>/step-*/     what the largest model makes of the others' generations, where asked
+    (samples|judged/*)/<run_id>/packed/        the parts of a run in one file, once they were compacted
+    .damaged/                                  what a verification has put aside
     imported/                      runs, scores and missing as an import read them, and source.json: what it read
     <TABLES>.parquet  analysis.json  derived, written by the analysis; the latter says from what, and by which code
 
-A file is written under a dot-name, fsynced and renamed, so what is present is complete. Names carry the digest of
-the task's code, so no result of an older version of a task is ever read as one of the new version.
+A file is written under a dot-name, fsynced and renamed, so what is present is complete; a parquet file carries a
+checksum of its content. Names carry the digest of the task's code, so no result of an older version of a task is ever
+read as one of the new version. Readers need no lock: what a sweep adds, or packs, meanwhile is there or not yet.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,11 +33,15 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-SCHEMA = 2  # of a results folder; raise when what is written means something else
+from harness.packed import CHECKSUM, content_digest, index_of, packed_file, read_packed
+
+SCHEMA = 2  # of a results folder; raise when what is written means something else, and add a step to harness.migrate
+SPEC = "spec.json"
+DAMAGED = ".damaged"
 
 TABLES = (
     *("runs", "scores", "fits", "links", "backtests", "forecasts", "verdicts", "examples", "missing"),
-    *("pairs", "positions", "reliability"),
+    *("pairs", "positions", "reliability", "abilities"),
 )
 
 SAMPLES = pa.schema(
@@ -119,6 +127,7 @@ class Results:
     pairs: pd.DataFrame
     positions: pd.DataFrame
     reliability: pd.DataFrame
+    abilities: pd.DataFrame
 
 
 def is_analysed(folder: Path) -> bool:
@@ -145,9 +154,9 @@ def load_results(path: str | Path) -> Results:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of `path`; on success it is fsynced and takes the place of `path` in one step."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # other threads and machines write, too
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -164,44 +173,90 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    with _replacing(path) as temporary:
+    """Write a value, atomically. A folder's spec.json also says its schema: that of a folder which was there already
+    stays as it is until what is in it was migrated."""
+    if path.name == SPEC:
+        value = {"schema": schema_of(path.parent), **value}
+    with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
+    """Return what `write_json` was given. Raises StoreError where it cannot be read, or is of a newer schema."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
+        schema = value.pop("schema", 1) if path.name == SPEC else SCHEMA
     except FileNotFoundError:
         raise StoreError(f"{path}: not there; is {path.parent} a results folder?") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise StoreError(f"{path}: cannot be read ({error}); restore it, or remove it and sweep again") from None
+    if schema > SCHEMA:
+        raise StoreError(
+            f"{path.parent}: written by a newer version (schema {schema}, this one reads up to {SCHEMA}); "
+            "install that version, or use another --results"
+        )
+    return value
+
+
+def schema_of(folder: Path) -> int:
+    """Return the schema of a results folder, 1 where its spec names none; the present one where there is no spec."""
+    if not (folder / SPEC).exists():
+        return SCHEMA
+    read_json(folder / SPEC)  # refuses a newer one
+    found: int = json.loads((folder / SPEC).read_text(encoding="utf-8")).get("schema", 1)
+    return found
 
 
 def write_table(path: Path, frame: pd.DataFrame, schema: pa.Schema | None = None) -> None:
-    """Write a frame as parquet, atomically; the same frame gives the same bytes."""
+    """Write a frame as parquet with its checksum, atomically; the same frame gives the same bytes."""
     if schema is not None:  # what a writer does not know is missing
         frame = frame.assign(**{name: None for name in schema.names if name not in frame or frame[name].isna().all()})
-    table = pa.Table.from_pandas(frame, schema=schema, preserve_index=False).replace_schema_metadata(None)
-    with _replacing(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+    write_arrow(path, pa.Table.from_pandas(frame, schema=schema, preserve_index=False))
+
+
+def write_arrow(path: Path, table: pa.Table) -> None:
+    with replacing(path) as temporary:
+        checked = table.replace_schema_metadata({CHECKSUM: content_digest(table).encode()})
+        pq.write_table(checked, temporary, compression="zstd")
 
 
 def read_table(path: Path) -> pd.DataFrame:
+    """Return a table or part, packed or not. Raises StoreError where it cannot be read."""
+    return read_arrow(path).to_pandas()
+
+
+def read_arrow(path: Path) -> pa.Table:
     try:
-        return pq.read_table(path, partitioning=None).to_pandas()
-    except (OSError, pa.ArrowInvalid) as error:
+        try:
+            return pq.read_table(path, partitioning=None)
+        except FileNotFoundError:
+            if (file := packed_file(path)) is None or not file.exists():
+                raise
+            return read_packed(file, path)
+    except (OSError, pa.ArrowInvalid, KeyError, ValueError) as error:
+        why = "it is not there" if isinstance(error, FileNotFoundError | KeyError) else error
         raise StoreError(
-            f"{path}: not a readable parquet file ({error}); delete it and run the same sweep again"
+            f"{path}: not a readable parquet file ({why}); delete it and run the same sweep again"
         ) from None
 
 
 def is_part(path: Path) -> bool:
-    """Return whether a complete parquet part stands at `path`; a damaged one counts as missing and is made anew."""
+    """Return whether a complete parquet part stands at `path`, or is packed; a damaged one counts as missing and is
+    made anew."""
     try:
         pq.read_metadata(path)
+    except FileNotFoundError:
+        return (file := packed_file(path)) is not None and f"{path.parent.name}/{path.name}" in _packed(file)
     except (OSError, pa.ArrowInvalid):
         return False
     return True
+
+
+def _packed(file: Path) -> dict[str, Any]:
+    try:
+        return index_of(file)
+    except (OSError, ValueError):  # of which pa.ArrowInvalid is one
+        return {}
 
 
 def part_name(task: str, task_digest: str) -> str:
@@ -221,18 +276,24 @@ def samples_path(folder: Path, run_id: str, step: int, task: str, task_digest: s
 
 
 def parts_in(folder: Path) -> set[str]:
-    """Return the names of the whole parts in a folder; none where there is no folder."""
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if entry.name.endswith(".parquet") and _is_whole(entry.path)}
-    except FileNotFoundError:
-        return set()
+    """Return the names of the whole parts of a step, packed or not; none where there is nothing."""
+    found: dict[str, bool] = {}
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        found = {entry.name: _is_whole(entry.path) for entry in entries if entry.name.endswith(".parquet")}
+    # After them: a part is packed before it goes.
+    packed = [name.partition("/") for name in _packed(packed_file(folder / "part") or folder)]
+    found |= {name: True for step, _, name in packed if step == folder.name and name not in found}
+    return {name for name, is_whole in found.items() if is_whole}
 
 
 def _is_whole(path: str) -> bool:
     """Return whether a parquet file begins and ends as one, which a truncated one does not; far faster than to read
     its metadata, and a plan looks at every part there is."""
-    with open(path, "rb") as file:
+    try:
+        file = open(path, "rb")  # noqa: SIM115 (closed below)
+    except FileNotFoundError:  # packed since it was listed
+        return True
+    with file:
         begins = file.read(4) == b"PAR1"
         size = file.seek(0, os.SEEK_END)
         if not begins or size < 12:

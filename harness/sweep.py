@@ -18,6 +18,7 @@ from harness.executors.slots import gpu_share, usable_cores, visible_gpus
 from harness.graph import Node, jobs_of, make_graph
 from harness.jobs import Event, Executor, Report
 from harness.plan import Plan, check_settings, make_plan
+from harness.space import check_space
 from harness.spec import Sweep
 from harness.status import StatusFile
 from harness.stopping import Stop
@@ -52,6 +53,7 @@ def run_missing(sweep: Sweep, results: Path, *, engine: Engine, report: Report, 
     check_settings(sweep, folder)
     with locked(folder):
         plan = make_plan(sweep, results)
+        check_space(plan, workers=engine.workers)
         write_json(folder / "spec.json", _describe(plan))
         write_json(folder / "tasks.json", [t.summary() | {"digest": sweep.digest_of(t)} for t in sweep.tasks])
         _write_documents(sweep, folder)

@@ -283,6 +283,8 @@ class Task:
         for doc_id, doc in self._candidates(level, limit, seed):
             if limit is not None and len(seen) >= limit:
                 return
+            if self.balanced and isinstance(doc, Choice) and doc.answer != len(seen) % len(doc.choices):
+                continue  # a repetition was left out, and with it the turn of its answer
             if doc not in seen:
                 seen.add(doc)
                 yield self._document(doc_id, doc, level, seed)

@@ -104,7 +104,7 @@ def test_a_failed_run_is_named_and_the_exit_code_is_1(run, spec: Path, monkeypat
     monkeypatch.setattr(models.train, "train", diverge)
     code, out, err = run("sweep", spec, "--quiet")
     assert code == 1 and "report:" in out
-    assert "failed: 1x16-s0-" in err and "the loss became inf at step 1" in err and "error.json" in err
+    assert "failed: train 1x16-s0-" in err and "the loss became inf at step 1" in err and "error.json" in err
 
 
 def test_when_every_run_fails_the_reason_is_told_and_the_exit_code_is_1(
@@ -117,7 +117,7 @@ def test_when_every_run_fails_the_reason_is_told_and_the_exit_code_is_1(
 
     monkeypatch.setattr(models.tokenizer, "train_tokenizer", broken)
     code, out, err = run("sweep", spec)
-    assert (code, out) == (1, "") and "failed: 1x8-s0-" in err and "the tokenizer has no room" in err
+    assert (code, out) == (1, "") and "failed: tokenizer: " in err and "the tokenizer has no room" in err
 
 
 def test_listings_are_json_where_a_program_would_read_them(run) -> None:

@@ -120,6 +120,7 @@ def disturb(spec: Path, results: Path, n_kills: int, seed: int) -> None:
         while time.monotonic() < ends and driver.poll() is None:
             time.sleep(0.05)
         if driver.poll() is not None:
+            driver.communicate()
             break  # done before the blow
         workers = descendants(driver.pid)
         before = parts(results)

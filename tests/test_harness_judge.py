@@ -11,7 +11,7 @@ from harness.execute import Event
 from harness.judge import judge_cells, judge_of, unjudged, with_judgements
 from harness.spec import load_sweep
 from harness.store import JUDGED, SAMPLES, judged_path, read_table, samples_path, write_table
-from harness.sweep import run_missing
+from harness.sweep import Engine, run_missing
 from models.lm import TextScored
 
 TASKS = [
@@ -113,7 +113,7 @@ def test_a_sweep_lets_its_largest_run_read_all_and_scores_it(tmp_path: Path) -> 
     (tmp_path / "judged.toml").write_text(SPEC)
     events: list[Event] = []
     sweep = load_sweep(tmp_path / "judged.toml")
-    run_missing(sweep, tmp_path / "results", workers=0, report=events.append)
+    run_missing(sweep, tmp_path / "results", engine=Engine(workers=0), report=events.append)
     assert [e.state for e in events if e.job.key.startswith("judge")] == ["started", "done"] * 2
     largest = sweep.runs[-1].run_id
     scores = analyze(tmp_path / "results" / "judged").scores

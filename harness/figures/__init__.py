@@ -3,6 +3,7 @@
 Each figure is two functions: `*_data` selects the numbers that are drawn (and saved beside the figure as CSV),
 `*_figure` draws them."""
 
+from harness.figures.abilities import ability_data, ability_figure
 from harness.figures.answers import MIN_ANSWERS, position_data, position_figure, reliability_data, reliability_figure
 from harness.figures.base import bounds, by_size, inline_svg, save
 from harness.figures.curves import curve_data, curve_figure, panels, seeds_data, seeds_figure
@@ -28,6 +29,8 @@ from harness.figures.scaling import (
 
 __all__ = [
     "MIN_ANSWERS",
+    "ability_data",
+    "ability_figure",
     "backtest_data",
     "backtest_figure",
     "bounds",

@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from harness.report import answers, drawing, overview, provenance, science, verdicts
+from harness.report import abilities, answers, drawing, overview, provenance, science, verdicts
 from harness.report.tables import Tables
 from harness.wording import AXES, DASH, LABELS, label_name, metric_name, si, visible
 
@@ -25,8 +25,8 @@ def build_report(results: Any, out: Path) -> Path:
     """Write `out`/index.html and `out`/figures/ from the tables of `results`; return the path of the page.
 
     `results` has .runs .scores .fits .verdicts .examples .missing (frames), .tasks, .spec, .ledger, .path, and may have
-    .links .backtests .forecasts .pairs .positions .reliability; any table may be empty or None: the page then says what
-    is missing."""
+    .links .backtests .forecasts .pairs .positions .reliability .abilities; any table may be empty or None: the page
+    then says what is missing."""
     page = Tables(results)
     figures = out / "figures"
     out.mkdir(parents=True, exist_ok=True)
@@ -45,6 +45,8 @@ def build_report(results: Any, out: Path) -> Path:
         note=" ".join(str(page.about.get("note") or "").split()),
         headline=overview.headline(page, rows),
         ladder=overview.ladder(page),
+        abilities=abilities.ability_map(page, rows),
+        ability_figures=abilities.ability_figures(page, figures),
         verdicts=verdicts.in_two([row for row in rows if row["headline"]], OPEN_ROWS),
         other_verdicts=[row for row in rows if not row["headline"]],
         meanings={key: meaning for key, (_, _, meaning) in LABELS.items()},

@@ -41,10 +41,20 @@ COLUMNS = {
     "item_se n_tokens n",
     "reliability": "task level run_id size n_params_non_embedding n_params seed tokens flops lower upper n confidence "
     "accuracy accuracy_lo accuracy_hi ece ece_calibrated n_documents",
+    "abilities": "ability size n_params n_params_non_embedding tokens flops value lo hi interval n_seeds n_tasks tasks "
+    "values left_out note",
     "forecasts": "task level metric kind role headline continuous predictor target_n_params_non_embedding "
     "target_tokens target_flops predicted lo50 hi50 lo80 hi80 lo95 hi95 weight extrapolation note",
 }
-LATER = ("links", "backtests", "forecasts", "pairs", "positions", "reliability")  # an older folder does not have them
+LATER = (
+    "links",
+    "backtests",
+    "forecasts",
+    "pairs",
+    "positions",
+    "reliability",
+    "abilities",
+)  # an older folder does not have them
 KEYS = ["task", "level", "metric"]
 
 
@@ -65,6 +75,7 @@ class Tables:
     pairs: pd.DataFrame
     positions: pd.DataFrame
     reliability: pd.DataFrame
+    abilities: pd.DataFrame
 
     def __init__(self, results: Any) -> None:
         self.tasks: list[dict[str, Any]] = list(results.tasks or [])

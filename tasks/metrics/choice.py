@@ -13,8 +13,9 @@ GROUP = 8  # documents that acc_all8 asks to be right together
 
 
 def n_choices(cell: Cell) -> Floats:
-    # Not those of logprobs: a model that is broken says NaN of choices that are there.
-    return (~np.isnan(cell.n_tokens)).sum(axis=1).astype(np.float64)
+    # A broken model says NaN of choices that are there, and imported answers do not say how many tokens they have.
+    padding = np.isnan(cell.logprobs) & np.isnan(cell.n_tokens)
+    return (~padding).sum(axis=1).astype(np.float64)
 
 
 def gold(values: Floats, cell: Cell) -> Floats:

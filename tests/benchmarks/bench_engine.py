@@ -6,6 +6,10 @@ job: processes are made and import the scheduler's side of the harness, but no t
 pool, with no order, retries, limits, logs or slots, is the yardstick. Medians of the repetitions; times are wall times
 but for the driver's own CPU.
 
+Then how much of a second core a sweep uses: the demo on fewer tokens with one worker and with two, each as the command
+that a user gives. And how long the same command takes where nothing is left to do: a sweep of 10,000 cells is trained
+and asked once, its answers stand for every run of a grid, and the plan and the whole command are timed.
+
 OMP_NUM_THREADS=1 python tests/benchmarks/bench_engine.py [--repeat 5] [--out reports/benchmarks/engine.json]"""
 
 from __future__ import annotations
@@ -15,7 +19,10 @@ import json
 import multiprocessing
 import os
 import platform
+import re
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -121,9 +128,119 @@ def overheads(repeat: int, n_jobs: int) -> Iterator[dict[str, Any]]:
         yield overhead("ray, 2", partial(ours, "ray", 2), n_jobs=min(n_jobs, 100), repeat=1)
 
 
+# ---- a whole sweep on one core and on two ----
+
+
+def command(*words: str) -> float:
+    """Run the command `harness` and return its wall seconds."""
+    began = time.perf_counter()
+    subprocess.run([str(Path(sys.executable).with_name("harness")), *words], check=True, capture_output=True)
+    return time.perf_counter() - began
+
+
+def parallel(tokens: int, repeat: int) -> dict[str, Any]:
+    """Measure the demo on `tokens` tokens with one worker and with two, by turns, from data to report."""
+    from harness.spec import SWEEPS
+
+    text = re.sub(r"(?m)^tokens = .*$", f"tokens = {tokens}", (SWEEPS / "demo.toml").read_text())
+    seconds: dict[int, list[float]] = {1: [], 2: []}
+    resumed = []
+    for turn in range(repeat):
+        for workers in (1, 2) if turn % 2 == 0 else (2, 1):
+            with tempfile.TemporaryDirectory() as name:
+                spec, results = Path(name) / "demo.toml", str(Path(name) / "results")
+                spec.write_text(text)
+                where = ("sweep", str(spec), "--results", results, "--reports", str(Path(name) / "reports"), "--quiet")
+                seconds[workers].append(command(*where, "--workers", str(workers)))
+                resumed.append(command(*where))
+    one, two = (min(seconds[workers]) for workers in (1, 2))  # the least disturbed
+    return {
+        "tokens_per_run": tokens,
+        "one_worker_s": one,
+        "two_workers_s": two,
+        "efficiency": one / (2 * two),
+        "nothing_to_do_s": min(resumed),
+    }
+
+
+# ---- a finished sweep of many cells ----
+
+GRID = """
+name = "many"
+seeds = {seeds}
+[family]
+sizes = {sizes}
+vocab_size = 320
+context_length = 32
+[train]
+tokens = 2560
+batch_tokens = 256
+peak_lr = 0.01
+n_checkpoints = 5
+[corpus.mixture]
+copy = 1
+[evaluate]
+tasks = ["copy", "reverse", "sort", "addition", "recall", "hop", "icl", "sentiment", "coin", "parity"]
+documents = 8
+checkpoints = "all"
+"""
+
+
+def finished(n_sizes: int, n_seeds: int) -> dict[str, Any]:
+    """Measure a sweep where all is done: its first run is real, the others have the answers of that one."""
+    from harness.plan import make_plan
+    from harness.spec import load_sweep
+    from harness.store import SAMPLES, parts_in, read_json, read_table, samples_folder, write_json, write_table
+    from harness.sweep import Engine, run_missing
+
+    with tempfile.TemporaryDirectory() as name:
+        folder, spec = Path(name), Path(name) / "many.toml"
+        sizes = [f"1x{8 + 4 * i}" for i in range(n_sizes)]
+        spec.write_text(GRID.format(seeds=[0], sizes=json.dumps(sizes[:1])))
+        first = load_sweep(spec)
+        run_missing(first, folder, engine=Engine(executor="inline", workers=0), report=lambda event: None)
+        source = folder / "many" / "runs" / first.runs[0].run_id
+        ledger = read_json(source / "run.json")
+        spec.write_text(GRID.format(seeds=list(range(n_seeds)), sizes=json.dumps(sizes)))
+        sweep = load_sweep(spec)
+        for plan in make_plan(sweep, folder).todo:
+            described = {"spec": ledger["spec"] | {"model": vars(plan.run.model), "train": vars(plan.run.train)}}
+            write_json(plan.folder / "run.json", ledger | described | {"run_id": plan.run.run_id})
+            for step in plan.steps:
+                for part in parts_in(samples_folder(folder / "many", first.runs[0].run_id, step)):
+                    samples = read_table(samples_folder(folder / "many", first.runs[0].run_id, step) / part)
+                    into = samples_folder(folder / "many", plan.run.run_id, step) / part
+                    write_table(into, samples.assign(run_id=plan.run.run_id), SAMPLES)
+        began = time.perf_counter()
+        plan = make_plan(load_sweep(spec), folder)
+        planned = time.perf_counter() - began
+        if plan.todo:
+            raise RuntimeError(f"{len(plan.todo)} runs of the finished sweep are not done")
+        where = ("--results", str(folder), "--reports", str(folder / "reports"), "--quiet")
+        analysed = command("sweep", str(spec), *where)
+        return {
+            "cells": sum(len(p.steps) for p in plan.runs) * len(sweep.tasks),
+            "runs": len(plan.runs),
+            "plan_s": planned,
+            "plan_command_s": min(command("plan", str(spec), "--results", str(folder)) for _ in range(3)),
+            "resume_command_s": min(command("sweep", str(spec), *where) for _ in range(3)),
+            "import_s": min(command("--help") for _ in range(3)),
+            "first_analysis_and_report_s": analysed,
+        }
+
+
 HEAD = (
     "| place, workers | jobs | first job, s | each job, us | driver's CPU, us | each in a chain, us |",
     "|---|---|---|---|---|---|",
+)
+PARALLEL = (
+    "The demo on {tokens_per_run:,} tokens a run: {one_worker_s:.0f} s with one worker, {two_workers_s:.0f} s with two "
+    "(efficiency {efficiency:.0%}); the same command again: {nothing_to_do_s:.1f} s."
+)
+FINISHED = (
+    "A finished sweep of {cells:,} cells ({runs} runs): plan {plan_s:.2f} s ({plan_command_s:.1f} s as a command), the "
+    "same sweep again {resume_command_s:.1f} s, of which {import_s:.1f} s start Python; its one analysis and report "
+    "{first_analysis_and_report_s:.0f} s."
 )
 
 
@@ -135,12 +252,11 @@ def line(row: dict[str, Any]) -> str:
     )
 
 
-def described(found: list[dict[str, Any]]) -> dict[str, Any]:
+def described() -> dict[str, Any]:
     packages = {"ray": version("ray")} if find_spec("ray") else {}
     return {
         "device": f"{os.cpu_count()} shared cores ({platform.machine()})",
         "versions": {"python": platform.python_version()} | packages,
-        "overhead": found,
     }
 
 
@@ -148,21 +264,41 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=1000)
+    parser.add_argument("--tokens", type=int, default=204_800, help="of each run of the demo")
+    parser.add_argument("--turns", type=int, default=1, help="how often the demo is run")
+    parser.add_argument("--cells", type=int, default=10_000)
+    parser.add_argument("--only", choices=("overhead", "parallel", "finished"), nargs="+")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     one_thread()
     here = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
     os.environ["PYTHONPATH"] = os.pathsep.join([*here, *filter(None, [os.environ.get("PYTHONPATH")])])
-    found = []
-    print("\n".join(HEAD))
-    for row in overheads(options.repeat, options.jobs):
-        found.append(row)
-        print(line(row), flush=True)
+    wanted = options.only or ("overhead", "parallel", "finished")
+    found: dict[str, Any] = {}
+    lines: list[str] = []
+
+    def say(*more: str) -> None:
+        lines.extend(more)
+        print("\n".join(more), flush=True)
+
+    if "overhead" in wanted:
+        say(*HEAD)
+        found["overhead"] = []
+        for row in overheads(options.repeat, options.jobs):
+            found["overhead"].append(row)
+            say(line(row))
+    if "parallel" in wanted:
+        found["parallel"] = parallel(options.tokens, options.turns)
+        say("", PARALLEL.format(**found["parallel"]))
+    if "finished" in wanted:
+        found["finished"] = finished(options.cells // 500, 10)
+        say("", FINISHED.format(**found["finished"]))
     if options.out:
-        record = described(found)
+        kept = json.loads(options.out.read_text()) if options.out.exists() else {}
+        record = kept | described() | found
         options.out.write_text(json.dumps(record, indent=1) + "\n")
         made_by = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
-        table = "\n".join([f"{record['device']}; {made_by}.", "", *HEAD, *map(line, found)])
+        table = "\n".join([f"{record['device']}; {made_by}.", "", *lines])
         options.out.with_suffix(".md").write_text(table + "\n")
 
 
