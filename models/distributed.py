@@ -8,8 +8,9 @@ Start them with `accelerate launch` or torchrun; `models.training_job` does. Alo
 
 import contextlib
 import os
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
@@ -28,6 +29,8 @@ _SHARDED = {
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism configuration",
 }
 _PATIENCE = timedelta(days=7)  # for the next order: the main process may be writing to a slow disk
+
+T = TypeVar("T")
 
 
 def _true(name: str) -> bool:
@@ -65,9 +68,8 @@ def make_accelerator(device: torch.device, precision: str, **options: Any) -> Ac
 class Team:
     """The processes of one run, from the place of one of them."""
 
-    def __init__(self, accelerator: Accelerator) -> None:
-        self.size, self.rank = accelerator.num_processes, accelerator.process_index
-        self.is_main = accelerator.is_main_process
+    def __init__(self, state: Accelerator | PartialState) -> None:
+        self.size, self.rank, self.is_main = state.num_processes, state.process_index, state.is_main_process
         # Orders travel between CPUs, so that they never wait for a GPU.
         self._orders = dist.new_group(backend="gloo", timeout=_PATIENCE) if self.size > 1 else None
 
@@ -80,16 +82,22 @@ class Team:
             )
         return n_rows // self.size
 
+    def tell(self, what: Any) -> Any:
+        """What the main process gives here, in all of them; each comes here once for every time the others do."""
+        if self.size > 1:
+            told = [what]
+            dist.broadcast_object_list(told, src=0, group=self._orders)
+            return told[0]
+        return what
+
     def order(self, what: str, *given: Any) -> None:
-        """Have the others do `what`; of no effect alone, or when called by one of them."""
-        if self.size > 1 and self.is_main:
-            dist.broadcast_object_list([(what, *given)], src=0, group=self._orders)
+        """Have the others do `what`; of no effect when called by one of them."""
+        if self.is_main:
+            self.tell((what, *given))
 
     def listen(self) -> tuple[Any, ...]:
         """The next order of the main process."""
-        heard: list[Any] = [None]
-        dist.broadcast_object_list(heard, src=0, group=self._orders)
-        return heard[0]
+        return self.tell(None)
 
     def dismiss(self, error: BaseException | None) -> None:
         """The last order: go, and raise the same where the main process fails."""
@@ -104,15 +112,30 @@ class Team:
             value /= self.size
         return value
 
-    def total(self, value: float) -> float:
-        """Sum over processes; asked by all at once."""
+    def gather(self, value: float) -> list[float]:
+        """What each process gives; asked by all at once."""
         if self.size == 1:
-            return value
-        sum_ = torch.tensor(value, dtype=torch.float64)
-        dist.all_reduce(sum_, group=self._orders)
-        return sum_.item()
+            return [value]
+        given = [torch.zeros((), dtype=torch.float64) for _ in range(self.size)]
+        dist.all_gather(given, torch.tensor(value, dtype=torch.float64), group=self._orders)
+        return [number.item() for number in given]
 
     def wait(self) -> None:
         """Go on when all have come here."""
         if self.size > 1:
             dist.barrier(group=self._orders)
+
+
+def of_main(look: Callable[[], T]) -> T:
+    """What `look` returns or raises in the main process, in all of them: a folder may look different to another."""
+    process_device()
+    team, found, error = Team(PartialState()), None, None
+    if team.is_main:
+        try:
+            found = look()
+        except Exception as raised:
+            error = raised
+    found, error = team.tell((found, error))
+    if error is not None:
+        raise error
+    return found

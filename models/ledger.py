@@ -39,8 +39,7 @@ def ledger(model: ModelSpec, record: dict[str, Any]) -> dict[str, Any]:
     seconds on a GPU, saving checkpoints included; tokens_per_second, flops_per_second and both utilisations refer to
     them, and are None before the first step. `matmul_flops_per_second` is this machine's, measured now: of use where
     the run was made on it; several GPUs are held against all of them. `utilisation_of_peak` is None where no peak is
-    published, with the reason in `peak_unknown`. peak_memory_bytes is that of the allocator since `train` began on
-    CUDA, else that of this process in all its life."""
+    published, with the reason in `peak_unknown`. peak_memory_bytes is the most that one process of the run has held."""
     on_cpu = record["device"] == "cpu"
     seconds = record["cpu_seconds" if on_cpu else "wall_seconds"] if record["step"] else None
     speed = record["tokens"] / seconds if seconds else None
@@ -61,7 +60,7 @@ def ledger(model: ModelSpec, record: dict[str, Any]) -> dict[str, Any]:
         "peak_flops_per_second": peak,
         "peak_unknown": unknown,
         "utilisation_of_peak": flops / peak if flops and peak else None,
-        "peak_memory_bytes": peak_memory_bytes(record["device"]),
+        "peak_memory_bytes": record.get("peak_memory_bytes"),  # absent from older checkpoints
     }
 
 
@@ -99,7 +98,7 @@ def matmul_flops_per_second(device: str, precision: str) -> float:
 
 
 def peak_memory_bytes(device: str) -> int:
-    """Most memory held: by CUDA's allocator since its statistics were reset, or by this process."""
+    """Most memory held: by CUDA's allocator since its statistics were reset, else by this process in all its life."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024  # Linux counts kilobytes

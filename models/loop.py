@@ -14,6 +14,7 @@ from models.data import TokenStream
 from models.decoder import build
 from models.distributed import Team, make_accelerator, process_device
 from models.divergence import TrainingDiverged, Watch
+from models.ledger import peak_memory_bytes
 from models.loss import NextTokenLoss
 from models.parametrization import parameter_groups
 from models.recipe import AS_IT_IS, Recipe
@@ -101,7 +102,7 @@ class Loop:
         self._tracking = None if log_with is None else (model_spec, train_spec, log_folder, log_with)
         self._steps_between_checks = _STEPS_BETWEEN_CHECKS if device.type == "cuda" else 1
         self._n_checked = 0
-        self._spent = (0.0, 0.0)
+        self._spent, self._held = (0.0, 0.0), 0
         self._started = (time.process_time(), time.perf_counter())
 
     def __enter__(self) -> "Loop":
@@ -190,11 +191,16 @@ class Loop:
             "lr": self.spec.peak_lr * learning_rate(self.step * self.spec.batch_tokens, self.spec),
         }
 
-    def _cost(self) -> tuple[float, float]:
-        """CPU seconds of all processes and wall seconds, those of earlier sittings included."""
+    def _cost(self) -> dict[str, Any]:
+        """CPU seconds of all processes, wall seconds and most bytes of one process, earlier sittings included."""
         self.team.order("cost")
         cpu, wall = time.process_time() - self._started[0], time.perf_counter() - self._started[1]
-        return self._spent[0] + self.team.total(cpu), self._spent[1] + wall
+        held = self.team.gather(peak_memory_bytes(str(self.accelerator.device)))
+        return {
+            "cpu_seconds": self._spent[0] + sum(self.team.gather(cpu)),
+            "wall_seconds": self._spent[1] + wall,
+            "peak_memory_bytes": int(max(self._held, *held)),
+        }
 
     def save(
         self, folder: Path, tokenizer: PreTrainedTokenizerBase, identity: dict[str, Any], *, with_state: bool = True
@@ -206,7 +212,6 @@ class Loop:
             f"lower peak_lr={self.spec.peak_lr:g} or lengthen warmup={self.spec.warmup:g}",
         )
         window = self.losses[max(0, self.step - _LOSS_WINDOW) : self.step]
-        cpu_seconds, wall_seconds = self._cost()
         record = {
             "step": self.step,
             "tokens": self.step * self.spec.batch_tokens,
@@ -226,8 +231,7 @@ class Loop:
             "precision": self.precision,
             "device": str(self.accelerator.device),
             "tokens_reused": self.tokens_reused,
-            "cpu_seconds": cpu_seconds,
-            "wall_seconds": wall_seconds,
+            **self._cost(),
         }
         state = {
             "optimizer": self.optimizer.state_dict(),
@@ -250,7 +254,9 @@ class Loop:
         self.step = self._n_checked = record["step"]
         self.losses[self.step - len(state["losses"]) : self.step] = state["losses"]
         self.tokens_reused = record["tokens"] if as_branch else record.get("tokens_reused", 0)
-        self._spent = (0.0, 0.0) if as_branch else (record["cpu_seconds"], record["wall_seconds"])
+        if not as_branch:
+            self._spent = (record["cpu_seconds"], record["wall_seconds"])
+            self._held = record.get("peak_memory_bytes", 0)  # absent from older checkpoints
         if "watch" in state:  # absent from older checkpoints: then only what is not finite is seen
             self.watch.restore(state["watch"])
         self.team.wait()  # what others still read is not to be removed

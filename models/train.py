@@ -2,7 +2,9 @@
 
 The batch of step s is rows s B .. (s + 1) B of the stream and nothing draws from a random generator, so a run is a
 function of its specs and its stream. A resumed run therefore equals an uninterrupted one bit by bit (one process), and
-so does a branch that starts from a checkpoint of its trunk: a kept state saves time and never changes a result."""
+so does a branch that starts from a checkpoint of its trunk: a kept state saves time and never changes a result.
+
+Of several processes that train one run (models.distributed) the main one alone decides and writes."""
 
 import ctypes
 import hashlib
@@ -19,7 +21,9 @@ from transformers import PreTrainedTokenizerBase
 
 from models import checkpoint
 from models.data import TokenStream
+from models.distributed import of_main
 from models.loop import Loop
+from models.recipe import AS_IT_IS, Recipe
 from models.schedule import branch_step, checkpoint_steps
 from models.spec import ModelSpec, SpecError, TrainSpec
 
@@ -139,7 +143,7 @@ def _start(run: Loop, folder: Path, trunk: Path | None, stem: str, missing: int)
 
 @dataclass(frozen=True, kw_only=True)
 class _Keeper:
-    """The hand that writes to a run's folder: the only one there is."""
+    """Takes a run to its end, and is the only hand that writes to its folder."""
 
     run: Loop
     folder: Path
@@ -147,20 +151,42 @@ class _Keeper:
     identity: dict[str, Any]
     states_at: Collection[int]
     n_states: int
+    state_seconds: float
 
-    def tidy(self) -> None:
-        checkpoint.remove_leftovers(self.folder, after=self.run.step)
+    def train(self, due: Collection[int], progress: Progress | None, stopping: Callable[[], bool] | None) -> None:
+        """Take the steps that are left; of those `due`, a checkpoint is written."""
+        run = self.run
+        checkpoint.remove_leftovers(self.folder, after=run.step)
+        last_report, last_state = 0.0, time.monotonic()
+        while True:
+            if run.step in due:
+                self._checkpoint()
+                last_state = time.monotonic()
+            if run.step == run.spec.steps:
+                return
+            if stopping is not None and stopping():
+                self._put_away()
+                raise Interrupted(f"stopped at step {run.step} of {run.spec.steps}; the same call goes on from there")
+            if time.monotonic() - last_state >= self.state_seconds:
+                try:
+                    self._put_away()
+                except checkpoint.OutOfSpace as error:  # a precaution: what it guards against need not come
+                    _log.warning("%s", error)
+                last_state = time.monotonic()
+            run.advance()
+            if progress is not None and time.monotonic() - last_report >= _SECONDS_BETWEEN_REPORTS:
+                last_report = time.monotonic()
+                progress(run.report())
 
-    def checkpoint(self) -> dict[str, Any]:
+    def _checkpoint(self) -> None:
         """Write the present step, with its training state unless nothing can need it any more."""
         ended = self.run.step == self.run.spec.steps
         path = self.folder / checkpoint.folder_name(self.run.step)
         with_state = not ended or self.run.step in self.states_at
-        record = self.run.save(path, self.tokenizer, self.identity, with_state=with_state)
+        self.run.save(path, self.tokenizer, self.identity, with_state=with_state)
         self._prune(0 if ended else self.n_states)
-        return record
 
-    def put_away(self) -> None:
+    def _put_away(self) -> None:
         """Write the present step for training alone, unless it can already go on from there."""
         if any(checkpoint.step_of(path) == self.run.step for path in checkpoint.states(self.folder)):
             return
@@ -180,6 +206,8 @@ def train(
     *,
     progress: Progress | None = None,
     accumulation: int = 1,
+    recipe: Recipe = AS_IT_IS,
+    log_with: str | None = None,
     trunk: Path | None = None,
     states_at: Collection[int] = (),
     n_states: int = 1,
@@ -189,8 +217,9 @@ def train(
     """Train until the last checkpoint is in `folder`, and return every scheduled checkpoint's record, oldest first.
 
     A record holds step, tokens, phase, is_last, annealed, train_loss (nats, mean of the last 50 steps; None before the
-    first), weights_digest, data_digest, run_digest, stem_digest, attention, attention_rejected, precision, device,
-    tokens_reused, and cpu_seconds and wall_seconds spent on the run up to there.
+    first), weights_digest, data_digest, run_digest, stem_digest, attention, attention_rejected, layers, recipe,
+    processes, precision, device, tokens_reused, cpu_seconds and wall_seconds spent on the run up to there, and
+    peak_memory_bytes.
 
     `trunk` is the folder of a run that this one is a branch of (`models.spec.branch`): what the two share is taken from
     there as far as a state of it was kept, which `tokens_reused` says and the seconds leave out, and this folder holds
@@ -199,8 +228,10 @@ def train(
     when `stopping`, asked at every step, says so, it puts one away besides. Of several, the newest undamaged one is
     gone on from, with a warning in the log about the others.
 
-    `progress` is called at most twice a second. `accumulation` pieces of a batch go through the model one after the
-    other: less memory, the same gradients up to rounding, hence no part of the run's identity.
+    `accumulation` pieces of a batch go through the model one after the other: less memory, the same gradients up to
+    rounding. `recipe` says how a step is computed (models.recipe). Neither is part of the run's identity, nor is
+    the number of processes. `log_with` names a tracker (models.trackers), which writes to `folder`/tracking;
+    `progress` is called at most twice a second.
 
     Raises SpecError for specs, stream and tokenizer that do not fit together, TrainingDiverged (models.divergence)
     when a run is lost, checkpoint.OutOfSpace when the disk takes no more, Interrupted when `stopping`. In all of these
@@ -211,36 +242,30 @@ def train(
         raise SpecError(f"n_states={n_states} must be at least 1: without training state a run cannot be resumed")
     identity = _identity(model_spec, train_spec, stream)
     scheduled = checkpoint_steps(train_spec, of_branch=trunk is not None)
-    there = _there(folder, identity)
-    missing = [step for step in scheduled if step not in there]
-    if not missing:
-        return [there[step] for step in scheduled]
 
-    keep_freed_memory()
-    run = Loop(model_spec, train_spec, stream, n_rows, accumulation)
-    _start(run, folder, trunk, identity["stem_digest"], missing[0])
-    there = {step: record for step, record in there.items() if step <= run.step}
-    keeper = _Keeper(
-        run=run, folder=folder, tokenizer=tokenizer, identity=identity, states_at=states_at, n_states=n_states
-    )
-    keeper.tidy()
-    last_report, last_state = 0.0, time.monotonic()
-    while True:
-        if run.step not in there and (run.step in scheduled or run.step in states_at):
-            there[run.step] = keeper.checkpoint()
-            last_state = time.monotonic()
-        if run.step == train_spec.steps:
-            return [there[step] for step in scheduled]
-        if stopping is not None and stopping():
-            keeper.put_away()
-            raise Interrupted(f"stopped at step {run.step} of {train_spec.steps}; the same call goes on from there")
-        if time.monotonic() - last_state >= state_seconds:
-            try:
-                keeper.put_away()
-            except checkpoint.OutOfSpace as error:  # a precaution: what it guards against need not come
-                _log.warning("%s", error)
-            last_state = time.monotonic()
-        run.advance()
-        if progress is not None and time.monotonic() - last_report >= _SECONDS_BETWEEN_REPORTS:
-            last_report = time.monotonic()
-            progress(run.report())
+    def look() -> dict[int, dict[str, Any]]:
+        return _there(folder, identity)
+
+    there = of_main(look)
+    missing = [step for step in scheduled if step not in there]
+    if missing:
+        keep_freed_memory()
+        options: dict[str, Any] = {"recipe": recipe, "log_with": log_with, "log_folder": folder / "tracking"}
+        with Loop(model_spec, train_spec, stream, n_rows, accumulation, **options) as run:
+            if run.is_main:
+                _start(run, folder, trunk, identity["stem_digest"], missing[0])
+                keeper = _Keeper(
+                    run=run,
+                    folder=folder,
+                    tokenizer=tokenizer,
+                    identity=identity,
+                    states_at=states_at,
+                    n_states=n_states,
+                    state_seconds=state_seconds,
+                )
+                sound = {step for step in there if step <= run.step}
+                keeper.train({*scheduled, *states_at} - sound, progress, stopping)
+            else:
+                run.follow()
+        there = of_main(look)
+    return [there[step] for step in scheduled]

@@ -1,7 +1,8 @@
 """One run as a command, for launchers: `accelerate launch --num_processes 4 -m models.training_job ORDER.json`.
 
 The order is a JSON object: `model` and `train` (the fields of ModelSpec and TrainSpec), `stream` (a token file),
-`tokenizer` and `folder` (folders), and `options` for `models.train.train`. Beside the order the command writes
+`tokenizer` and `folder` (folders), `options` for `models.train.train`, and whether it is `attended`: then the command
+ends with its standard input. Beside the order the command writes
 `progress.json` while it trains and `outcome.json` at its end, and it stops where a file `stop` appears.
 Exit code 0, or 2 with one line for a request that cannot be carried out or a run that was lost.
 
@@ -14,6 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -43,7 +45,7 @@ def _write(path: Path, what: Any) -> None:
 
 
 def _read_order(path: Path) -> dict[str, Any]:
-    """The arguments of `train`. Raises SpecError for an order that is none."""
+    """The arguments of `train`, and whether the order is `attended`. Raises SpecError for an order that is none."""
     try:
         order = json.loads(path.read_text(encoding="utf-8"))
         options = dict(order.get("options", {}))
@@ -60,11 +62,24 @@ def _read_order(path: Path) -> dict[str, Any]:
             **options,
         }
         inspect.signature(train).bind(**given)
-        return given
+        return given | {"attended": order.get("attended", False)}
     except SpecError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SpecError(f"{path} is no order for training ({type(error).__name__}: {error})") from error
+
+
+def _end_with_the_one_who_ordered() -> None:
+    """End this process at once when standard input does: its writer is gone, and may be ordering the same run again.
+
+    A launcher that is killed leaves its processes behind, and these would wait for one another, or train on."""
+
+    def wait() -> None:
+        while os.read(0, 1):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def main(arguments: list[str]) -> int:
@@ -76,6 +91,8 @@ def main(arguments: list[str]) -> int:
     is_main, code = os.environ.get("RANK", "0") == "0", 0
     try:
         given = _read_order(order)
+        if given.pop("attended"):
+            _end_with_the_one_who_ordered()
         progress, stop = order.with_name("progress.json"), order.with_name("stop")
         records = train(**given, progress=lambda report: _write(progress, report), stopping=stop.exists)
         outcome: dict[str, Any] = {"records": records}
@@ -113,7 +130,8 @@ def train_in_processes(
         raise SpecError(f"n_processes must be a whole number of at least 1, got {n_processes!r}")
     if "recipe" in options:
         options["recipe"] = asdict(options["recipe"])
-    wanted = {"model": asdict(model_spec), "train": asdict(train_spec), "options": options}
+    options = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+    wanted = {"model": asdict(model_spec), "train": asdict(train_spec), "options": options, "attended": True}
     places = {"stream": stream, "tokenizer": tokenizer, "folder": folder}
     with tempfile.TemporaryDirectory() as name:
         exchange = Path(name)
@@ -124,11 +142,13 @@ def train_in_processes(
         paths = [str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {"OMP_NUM_THREADS": "1"} | os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
         with open(exchange / "log", "wb") as log:
-            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+            process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log)
+            assert process.stdin
             try:
                 _attend(process, exchange, progress, stopping)
             finally:
-                process.terminate()  # of no effect on one that has ended
+                process.stdin.close()  # where they still train, this ends them
+                process.terminate()
                 process.wait()
         return _outcome(exchange, process.returncode)
 
