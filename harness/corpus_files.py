@@ -19,6 +19,7 @@ from tasks.errors import suggest
 PACKED = (".gz", ".zst")
 PLAIN = (".txt", ".jsonl")
 ACCEPTED = f"{', '.join(PLAIN)} (each also with {' or '.join(PACKED)}) and .parquet"
+SIDES, REPORT = ("train", "validation", "test"), "report.json"  # of a prepared corpus: SIDE.jsonl, and what was done
 LONGEST = 1 << 20  # characters of a .txt document; a longer one becomes several, so that memory stays bounded
 
 _BLOCK = 1 << 20  # bytes read at once
@@ -31,14 +32,14 @@ _ENDS = {"paragraphs": re.compile(r"\n[^\S\n]*\n"), "lines": re.compile(r"\n"), 
 def find_files(patterns: Sequence[str], folder: Path) -> list[Path]:
     """The files that paths, folders and globs name (relative ones start in `folder`), in the order of their paths.
 
-    Of a folder, all files below it with an accepted ending. Raises InputError where a pattern gives none, or a file
-    that is not accepted."""
+    Of a folder, all files below it with an accepted ending, but of a prepared corpus no test side and no empty one.
+    Raises InputError where a pattern gives none, or a file that is not accepted."""
     found: dict[Path, None] = {}
     for pattern in patterns:
         place = folder / pattern
         if place.is_dir():
             inside = (path for path in place.rglob("*") if _kind(path) and not path.name.startswith("."))
-            paths = sorted(path for path in inside if path.is_file())
+            paths = sorted(path for path in inside if path.is_file() and not _is_kept_back(path))
             lacking = f"the folder {pattern} holds no file that ends in {ACCEPTED}"
         else:
             named = (
@@ -57,6 +58,17 @@ def find_files(patterns: Sequence[str], folder: Path) -> list[Path]:
                 raise InputError(f"{path.name}: not a text file that can be read; accepted: {ACCEPTED}")
             found[path] = None
     return list(found)
+
+
+def side_of(path: Path) -> str | None:
+    """The side of a corpus from harness.prepare that a file is: "train", "validation" or "test"; None of others."""
+    side = path.name.removesuffix(".jsonl")
+    return side if f"{side}.jsonl" == path.name and side in SIDES and (path.parent / REPORT).is_file() else None
+
+
+def _is_kept_back(path: Path) -> bool:
+    side = side_of(path)
+    return side == "test" or (side is not None and path.stat().st_size == 0)
 
 
 def _kind(path: Path) -> str | None:

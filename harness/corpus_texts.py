@@ -75,8 +75,10 @@ class Source:
             return []
         return find_texts(self.package) if self.package is not None else corpus_files.find_files(self.files, folder)
 
-    def is_held_out(self, text: str) -> bool:
-        return _fraction(text, "split") < self.held_out
+    def is_held_out(self, text: str, path: Path | None = None) -> bool:
+        """Whether training never sees a document; of a prepared corpus it sees no other side than that for training."""
+        side = None if path is None else corpus_files.side_of(path)
+        return side in ("validation", "test") or _fraction(text, "split") < self.held_out
 
 
 def _fraction(text: str, purpose: str) -> float:
@@ -185,7 +187,7 @@ def _look(source: Source, folder: Path) -> Texts:
             encoded = text.encode()
             if path is None:
                 of_documents.update(len(encoded).to_bytes(8, "big") + encoded)
-            if source.is_held_out(text):
+            if source.is_held_out(text, path):
                 n_held_out += 1
                 held_out.offer(_fraction(text, "asked"), text[: PASSAGE_CHARS * (HELD_OUT_PASSAGES + 1) * 2])
                 continue

@@ -73,7 +73,7 @@ def _training_documents(texts: Texts, begin: int, end: int) -> Iterator[str]:
             continue
         if path is not None:
             _refuse_changed(path, texts.files[number])
-        yield from (text for text in documents if not texts.source.is_held_out(text))
+        yield from (text for text in documents if not texts.source.is_held_out(text, path))
         if path is not None:
             _refuse_changed(path, texts.files[number])
 

@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from harness import corpus_files
+from harness.corpus_files import REPORT, SIDES
 from harness.errors import InputError
 from tasks.cleaning import FORMS, Form, han_share, html_text, markdown_text, normalise, text_share
 from tasks.duplicates import NearDuplicates, Shingles, fingerprint, side
 from tasks.errors import suggest
+from tasks.lengths import POLICIES, Policy, fit
 from tasks.text import LANGUAGES, sentences, words
 
-SIDES = ("train", "validation", "test")
 REASONS = ("empty", "markup only", "too short", "not text", "language", "duplicate", "near duplicate")
 EXAMPLES = 20  # of what was removed, for each reason
 _MARKUP = (".html", ".htm", ".md")
@@ -43,6 +44,8 @@ class Rules:
     only_language: bool = False  # also drop what is written in the other script
     form: Form = "NFC"
     min_chars: int = 20
+    max_chars: int | None = None  # of a document; what becomes of a longer one `longer` says
+    longer: Policy = "split"
     min_text: float = 0.5  # letters and digits among the visible characters
     near: float | None = 0.8  # estimated Jaccard similarity from which a document is a near duplicate; None: never
     shingles: Shingles = "characters"
@@ -53,12 +56,15 @@ class Rules:
 
     def __post_init__(self) -> None:
         accepted = {"language": LANGUAGES, "form": FORMS, "shingles": ("characters", "words"), "documents": _DOCUMENTS}
+        accepted["longer"] = POLICIES
         for name, known in accepted.items():
             given = getattr(self, name)
             if given not in known:
                 raise InputError(f"unknown {name} {given!r}{suggest(given, known)} Known: {', '.join(known)}")
         if self.min_chars < 1:
             raise InputError(f"min_chars {self.min_chars}: must be at least 1")
+        if self.max_chars is not None and self.max_chars < self.min_chars:
+            raise InputError(f"max_chars {self.max_chars}: must be at least min_chars, {self.min_chars}")
         if not 0 <= self.min_text <= 1:
             raise InputError(f"min_text {self.min_text}: must be from 0 to 1")
         side("", validation=self.validation, test=self.test)  # refuses shares that leave nothing
@@ -116,6 +122,7 @@ def _write(paths: Sequence[Path], folder: Path, rules: Rules) -> dict[str, Any]:
     sieve = _Sieve(rules)
     before, after = Counter[str](), Counter[str]()
     sides, unreadable, files = Counter[str](), {}, []
+    n_longer = 0
     with ExitStack() as stack:
         out = {name: stack.enter_context((folder / f"{name}.jsonl").open("w", encoding="utf-8")) for name in SIDES}
         for path in paths:
@@ -130,10 +137,13 @@ def _write(paths: Sequence[Path], folder: Path, rules: Rules) -> dict[str, Any]:
                 text = sieve.kept(raw, f"{path}#{number}", _kind(path))
                 if text is None:
                     continue
-                after.update(_counts(text, rules.language))
-                name = side(text, validation=rules.validation, test=rules.test)
-                sides[name] += 1
-                out[name].write(json.dumps({"text": text, "source": f"{path}#{number}"}, ensure_ascii=False) + "\n")
+                name = side(text, validation=rules.validation, test=rules.test)  # parts of a document stay together
+                n_longer += rules.max_chars is not None and len(text) > rules.max_chars
+                for part in _parts(text, rules):
+                    after.update(_counts(part, rules.language))
+                    sides[name] += 1
+                    row = {"text": part, "source": f"{path}#{number}"}
+                    out[name].write(json.dumps(row, ensure_ascii=False) + "\n")
     if not sides["train"]:
         why = next(iter(unreadable.values()), "; ".join(f"{k}: {n}" for k, n in sieve.removed.items()) or "no document")
         raise InputError(f"no document is left to train on ({why}); give more text, or keep more of it")
@@ -144,12 +154,20 @@ def _write(paths: Sequence[Path], folder: Path, rules: Rules) -> dict[str, Any]:
         "before": {unit: before[unit] for unit in _UNITS},
         "after": {unit: after[unit] for unit in _UNITS},
         "removed": {reason: sieve.removed[reason] for reason in REASONS},
+        "longer": n_longer,  # documents cut or split
         "examples": sieve.examples,
         "sides": {name: sides[name] for name in SIDES},
     }
     text = json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False)
-    (folder / "report.json").write_text(text + "\n", encoding="utf-8")
+    (folder / REPORT).write_text(text + "\n", encoding="utf-8")
     return report
+
+
+def _parts(text: str, rules: Rules) -> list[str]:
+    """A document as it is written: whole, cut, or in parts, none of them only white space."""
+    if rules.max_chars is None:
+        return [text]
+    return [part for found in fit(text, rules.max_chars, rules.longer) if (part := "".join(found).strip())]
 
 
 _UNITS = ("documents", "characters", "words", "sentences")

@@ -42,6 +42,7 @@ def html_text(html: str) -> str:
     """The text of a page as it reads: no scripts, styles and navigation, entities resolved, blocks on lines of their
     own. Broken HTML gives what a browser would make of it. Raises TaskError where the parser is not installed."""
     try:
+        import lxml.etree  # noqa: F401 (the parser, which bs4 looks for later and with an error of its own)
         from bs4 import BeautifulSoup, MarkupResemblesLocatorWarning, XMLParsedAsHTMLWarning
     except ImportError:
         raise TaskError("HTML needs beautifulsoup4 and lxml; pip install beautifulsoup4 lxml") from None

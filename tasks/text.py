@@ -68,7 +68,8 @@ def _jieba() -> Any:
 
     Raises TaskError where jieba is not installed."""
     with warnings.catch_warnings():  # 0.42 has escapes that are none, and imports pkg_resources where that still is
-        warnings.simplefilter("ignore")
+        for message in ("invalid escape sequence", "pkg_resources is deprecated", "Deprecated call to `pkg_resources"):
+            warnings.filterwarnings("ignore", message=message)
         try:
             import jieba
         except ImportError:

@@ -11,9 +11,11 @@ from text_files import sentences, write
 from typer.testing import CliRunner
 
 import harness
+from harness import corpus_texts
 from harness.cli_prepare import register
+from harness.corpus_files import SIDES
 from harness.errors import InputError
-from harness.prepare import SIDES, Rules, prepare
+from harness.prepare import Rules, prepare
 
 LONG = "The grey ship went under the tall house by the sea, where the old king lived for many a night."
 
@@ -121,6 +123,8 @@ def test_interrupted_it_leaves_nothing_and_what_stands_is_not_written_over(
         ({"min_text": 2}, "min_text 2"),
         ({"near": 0.2}, "threshold 0.2: must be from 0.5 to 1"),
         ({"test": 1.0}, "below 1 together"),
+        ({"max_chars": 10}, "max_chars 10: must be at least min_chars, 20"),
+        ({"longer": "cut"}, "Known: cut_left, cut_right, cut_middle, split"),
     ],
 )
 def test_rules_out_of_range_are_refused(wrong: dict, message: str) -> None:
@@ -147,6 +151,35 @@ def test_the_command_prints_what_went_and_names_what_it_left_out(tmp_path: Path)
     assert "left out: b.txt: not UTF-8 at byte 0" in done.stderr
 
 
+@pytest.mark.parametrize(("longer", "expected"), [("cut_right", ["0123456789"]), ("split", ["0123456789", "abcdef"])])
+def test_a_longer_document_is_cut_or_split_and_its_parts_stay_on_one_side(
+    tmp_path: Path, longer: str, expected: list[str]
+) -> None:
+    write(tmp_path / "in.jsonl", ["0123456789abcdef", *(f"{i:010d}{'x' * 3}{i}" for i in range(40))])
+    rules = Rules(min_chars=1, max_chars=10, longer=longer, near=None, validation=0.3, test=0.3)  # type: ignore[arg-type]
+    report = prepare([str(tmp_path / "in.jsonl")], tmp_path / "out", rules)
+    of_first = [[row["text"] for row in rows(tmp_path / "out", name) if row["source"].endswith("#1")] for name in SIDES]
+    assert sorted(of_first, key=len)[2] == expected and sum(map(len, of_first)) == len(expected)
+    assert report["longer"] == 41 and report["before"]["documents"] == 41
+    assert sum(report["sides"].values()) == report["after"]["documents"] == 41 * len(expected)
+
+
+def test_training_reads_one_side_of_a_prepared_folder_and_is_asked_another(tmp_path: Path) -> None:
+    write(tmp_path / "in.jsonl", sentences(400))
+    prepare([str(tmp_path / "in.jsonl")], tmp_path / "corpus", Rules(validation=0.2, test=0.2))
+    source = corpus_texts.Source(name="mine", files=("corpus",), held_out=1e-9)
+    found = corpus_texts.look(source, tmp_path)
+    train, validation, test = ({row["text"] for row in rows(tmp_path / "corpus", name)} for name in SIDES)
+    assert [file.name for file in found.files] == ["train.jsonl", "validation.jsonl"]
+    assert (found.n_documents, found.n_held_out) == (len(train), len(validation))
+    assert set(found.sample) <= train and not set(found.sample) & test
+    asked = {row["text"] for row in found.passages}
+    assert all(any(text in document for document in validation) for text in asked) and len(asked) >= len(validation)
+    (tmp_path / "corpus" / "report.json").unlink()  # now a folder like any other, split by held_out alone
+    found = corpus_texts.look(corpus_texts.Source(name="mine", files=("corpus",), held_out=0.1), tmp_path)
+    assert found.n_documents + found.n_held_out == 400 and set(found.sample) & test
+
+
 SPEC = """
 name = "mine"
 seeds = [0]
@@ -160,8 +193,7 @@ batch_tokens = 384
 peak_lr = 0.004
 n_checkpoints = 2
 [corpus.texts.mine]
-files = "corpus/train.jsonl"
-held_out = 0.1
+files = "corpus"
 [corpus.mixture]
 mine = 1.0
 [evaluate]
