@@ -152,7 +152,7 @@ def _step(network: Network, ids: Tensor, positions: Tensor, seen: Tensor | None,
     ids, positions = ids[:, None], positions[:, None]
     if seen is not None:
         return network.masked(ids, positions=positions, seen=seen[:, None], cache=cache)[:, -1]
-    return network.features(ids, position_ids=positions, past_key_values=cache, use_cache=True)[:, -1]
+    return network.features(ids, position_ids=positions, cache=cache)[:, -1]
 
 
 def _in_place(lines: list[int]) -> list[int]:

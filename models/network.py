@@ -4,6 +4,7 @@ Two shortcuts are proved on the model itself when it is wrapped, against the pla
 (so that it may run where it is asked alone), and that masks and positions given by the caller are obeyed (so that
 continuations may share their context)."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -74,6 +75,8 @@ class Network:
         embeddings: Any = model.get_input_embeddings()
         self.vocab_size, self.d_model = (int(n) for n in embeddings.weight.shape)
         self._scale = float(getattr(model.config, "logits_scaling", 1.0))
+        # Renamed in transformers 5.24, which warns of the old name.
+        self._cache_word = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
         self._room = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or _PROBED
         self.head_is_plain = True
         self.head_is_plain = self._head_agrees()
@@ -84,11 +87,12 @@ class Network:
         self.sharing: Literal["tree", "rows"] = "tree" if plain else "rows"
         self.caches = plain or (probed and self._cache_agrees())  # else generation reads all tokens at every step
 
-    def features(self, ids: Tensor, **inputs: Any) -> Tensor:
+    def features(self, ids: Tensor, *, cache: DynamicCache | None = None, **inputs: Any) -> Tensor:
         """What `logits` reads: hidden states (B, T, d), or logits (B, T, V) where the head is not a plain product."""
+        inputs |= {"use_cache": False} if cache is None else {"use_cache": True, self._cache_word: cache}
         if self.head_is_plain:
-            return self.model.base_model(input_ids=ids, **({"use_cache": False} | inputs)).last_hidden_state
-        return self.model(input_ids=ids, **({"use_cache": False} | inputs)).logits
+            return self.model.base_model(input_ids=ids, **inputs).last_hidden_state
+        return self.model(input_ids=ids, **inputs).logits
 
     def logits(self, features: Tensor) -> Tensor:
         """float32 logits (..., V)."""
@@ -108,25 +112,21 @@ class Network:
     def read(self, ids: Sequence[int]) -> Past:
         """Run a beginning once, for rows to go on from. Needs sharing "tree"."""
         cache = self.new_cache(1, len(ids))
-        self.features(torch.tensor([list(ids)], device=self.device), past_key_values=cache, use_cache=True)
+        self.features(torch.tensor([list(ids)], device=self.device), cache=cache)
         return [layer.held() for layer in cache.layers if isinstance(layer, GrowingLayer)]
 
     def contexts(self, ids: Tensor, *, cache: DynamicCache | None, n_past: int) -> Tensor:
         """Features (B, T, d) of rows padded on the right, which no mask is needed for: nothing looks ahead."""
-        if cache is None:
-            return self.features(ids)
-        inputs: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
-        if n_past:
-            inputs["position_ids"] = (n_past + torch.arange(ids.shape[1], device=ids.device)).expand(len(ids), -1)
-        return self.features(ids, **inputs)
+        if not n_past:
+            return self.features(ids, cache=cache)
+        positions = (n_past + torch.arange(ids.shape[1], device=ids.device)).expand(len(ids), -1)
+        return self.features(ids, cache=cache, position_ids=positions)
 
     def masked(self, ids: Tensor, *, positions: Tensor, seen: Tensor, cache: DynamicCache) -> Tensor:
         """Features (B, T, d) of tokens that see what `seen` (B, T, columns of the cache and T more) says."""
         mask = torch.zeros(seen.shape, dtype=self.model.dtype, device=self.device)
         mask.masked_fill_(~seen, torch.finfo(mask.dtype).min)
-        return self.features(
-            ids, attention_mask=mask[:, None], position_ids=positions, past_key_values=cache, use_cache=True
-        )
+        return self.features(ids, cache=cache, attention_mask=mask[:, None], position_ids=positions)
 
     @torch.inference_mode()
     def _head_agrees(self) -> bool:
@@ -164,8 +164,8 @@ class Network:
             cache = self.new_cache(2, 5)
             self.contexts(ids[:, :4], cache=cache, n_past=0)
             cache.batch_select_indices(torch.tensor([1], device=self.device))
-            inputs = {"past_key_values": cache, "use_cache": True, "position_ids": ids.new_full((1, 1), 4)}
-            return self._close(self.features(ids[1:, 4:], **inputs), self.features(ids[1:])[:, -1:])
+            found = self.features(ids[1:, 4:], cache=cache, position_ids=ids.new_full((1, 1), 4))
+            return self._close(found, self.features(ids[1:])[:, -1:])
         except Exception:  # an architecture may lack such a cache in any way it likes
             return False
 
