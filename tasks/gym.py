@@ -42,6 +42,8 @@ READ_ONCE = (
 )
 OURS = ("seed", "size")  # in every configuration, and never the caller's
 N_FROZEN = 2  # items of each level that the digest holds
+# Some generators leave a few of their items without an answer (base_conversion: zero), others all of them.
+_MAX_UNANSWERED = 8
 
 Template = str | Callable[[Mapping[str, Any]], str]
 
@@ -105,8 +107,15 @@ def from_gym(
 
     def draw(rng: np.random.Generator, **level: Any) -> Answer:
         # Below 2**32, which is what numpy's old generators take for a seed.
-        item = _item(generator, {**fixed, **level}, int(rng.integers(2**32)), kept)
-        return _answer(generator, item, template, stop, max_tokens)
+        seeds = (int(rng.integers(2**32)) for _ in range(_MAX_UNANSWERED))
+        items = (_item(generator, {**fixed, **level}, seed, kept) for seed in seeds)
+        item = next((item for item in items if _has_answer(item)), None)
+        if item is None:
+            raise TaskError(
+                f"reasoning-gym's {generator} gives no answer to compare with: it judges answers by rules of its own; "
+                "choose another generator"
+            )
+        return _answer(item, template, stop, max_tokens)
 
     draw.__doc__ = f"Items of reasoning-gym's generator {generator}."
     parameters = [inspect.Parameter(one, inspect.Parameter.POSITIONAL_OR_KEYWORD) for one in ("rng", *grid)]
@@ -179,20 +188,17 @@ def _item(generator: str, parameters: Mapping[str, Any], seed: int, kept: UserDi
         return kept[key][0]
 
 
+def _has_answer(item: Mapping[str, Any]) -> bool:
+    return isinstance(item["answer"], str) and bool(item["answer"].strip())
+
+
 def _answer(
-    generator: str,
     item: Mapping[str, Any],
     template: Template | None,
     stop: str | Sequence[str] | None,
     max_tokens: int | None,
 ) -> Answer:
-    reference = item["answer"]
-    if not isinstance(reference, str) or not reference.strip():
-        raise TaskError(
-            f"reasoning-gym's {generator} gives no answer to compare with (got {reference!r}): "
-            "it judges answers by rules of its own; choose another generator"
-        )
-    reference = reference.strip()
+    reference = item["answer"].strip()
     stops = [stop] if isinstance(stop, str) else list(stop or ())
     for mark in stops:
         if mark and mark in reference:

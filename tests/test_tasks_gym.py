@@ -62,6 +62,11 @@ def test_the_references_are_the_right_answers(generator: str, solve: Callable[[s
         assert document.continuations == (f" {solve(document.prompt)}",), document.prompt
 
 
+def test_an_item_that_the_generator_leaves_without_an_answer_is_drawn_again() -> None:
+    documents = from_gym("base_conversion", size=40, min_value=0, max_value=3, min_base=3, max_base=9).documents()
+    assert documents and all(document.continuations[0].strip() for document in documents)
+
+
 def base_conversion(base: str, number: str, target: str) -> str:
     named = {"binary": 2, "octal": 8, "decimal": 10, "hexadecimal": 16}
     bases = [named.get(name) or int(name.removeprefix("base-")) for name in (base, target)]
@@ -347,7 +352,7 @@ def test_what_the_generator_does_not_have_is_one_clear_line(arguments: dict, mes
         ("chainsum", "task 'mine': unknown generator 'chainsum', did you mean 'chain_sum'? Known: ab, acre, "),
         (
             "boxnet",
-            "task 'mine': reasoning-gym's boxnet gives no answer to compare with (got None): it judges answers by",
+            "task 'mine': reasoning-gym's boxnet gives no answer to compare with: it judges answers by rules",
         ),
         ("sudoku", "holds the stop '\\n', so no model could give it; give another, as in stop='\\n\\n', join='\\n\\n'"),
         (
