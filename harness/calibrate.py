@@ -114,6 +114,10 @@ def fit_to_minutes(
     what the parts cost. Raises InputError where not even a few steps of every run fit, with the minutes they need."""
     if not 0 < minutes < math.inf:
         raise InputError(f"--budget-minutes must be above 0, got {minutes:g}")
+    if (processes := sweep.spec.compute.processes) > 1:
+        raise InputError(
+            f"--budget-minutes times one process, and compute.processes = {processes}; set train.tokens yourself"
+        )
     data, folder = results / sweep.spec.name / "data", results / sweep.spec.name
     if (folder / "spec.json").exists():
         tokens = read_json(folder / "spec.json").get("spec", {}).get("train", {}).get("tokens")
@@ -305,7 +309,8 @@ def _measure_size(sweep: Sweep, run: RunSpec, folder: Path) -> SizeCost:
     rows = (row for _ in range(steps) for row in batch)
     stream = write_stream(folder / "rows.bin", rows, row_tokens, {}, vocab_size=run.model.vocab_size)
     begun = time.perf_counter()
-    loop = Loop(run.model, train, stream, n_rows)
+    compute = sweep.spec.compute
+    loop = Loop(run.model, train, stream, n_rows, compute.accumulation, recipe=compute.recipe())
     built = time.perf_counter() - begun
     cpu_per_step, wall_per_step = _time_steps(loop)
     begun = time.perf_counter()

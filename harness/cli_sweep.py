@@ -48,6 +48,9 @@ BudgetOption = Annotated[
     float | None,
     typer.Option("--budget-minutes", metavar="M", help="Time a few steps first, then train on what fits."),
 ]
+LogOption = Annotated[
+    str | None, typer.Option("--log-with", metavar="NAME", help="Show runs to tensorboard, wandb or trackio.")
+]
 
 _DEFAULT_RESULTS = Path("results")
 _STOPPING = "stopping: what runs puts away what it has; press Ctrl-C again to kill it"
@@ -94,6 +97,7 @@ def sweep(
     ray_address: RayOption = None,
     slurm: SlurmOption = None,
     budget_minutes: BudgetOption = None,
+    log_with: LogOption = None,
 ) -> None:
     """Train and evaluate what is missing, then analyse and report. Run again to finish or extend."""
     from harness.sweep import Engine
@@ -109,7 +113,8 @@ def sweep(
         memory_limit_bytes=int(memory_limit * 1e9) if memory_limit else None,
         options=options,
     )
-    _run(_load(spec, tasks, results, workers, budget_minutes), results, reports, engine, quiet=quiet)
+    loaded = _load(spec, tasks, results, workers, budget_minutes)
+    _run(loaded.log_with(log_with) if log_with else loaded, results, reports, engine, quiet=quiet)
 
 
 def demo(

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import (
@@ -35,6 +35,9 @@ from models.spec import ModelSpec, SpecError, TrainSpec, branch, size_to_spec
 from tasks import SUITE, TASKS, Task, available, load_task, load_tasks
 from tasks.base import TaskError
 from tasks.errors import suggest
+
+if TYPE_CHECKING:
+    from models.recipe import Recipe
 
 SWEEPS = Path(__file__).parent / "sweeps"
 
@@ -131,6 +134,35 @@ class Evaluate(_Section):
     tasks: Annotated[list[str], Field(min_length=1)] | None = None
     documents: Annotated[int, Field(gt=0)] | None = None
     checkpoints: Literal["last", "ends", "all"] = "last"
+    quantize: list[Literal["bf16", "int8", "int4"]] = []  # every run's last checkpoint again, with its weights rounded
+
+    @field_validator("quantize")
+    @classmethod
+    def _once(cls, quantize: list[str]) -> list[str]:
+        if len(set(quantize)) != len(quantize):
+            raise ValueError(f"each precision once, got {quantize}")
+        return quantize
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A sweep without compression is written as it was before there was any."""
+        return {key: value for key, value in write(self).items() if key != "quantize" or value}
+
+
+class Compute(_Section):
+    """How a run is computed. Speed, memory and rounding depend on it and nothing else, so no run is named by it."""
+
+    processes: Annotated[int, Field(ge=1)] = 1  # that train one run together
+    accumulation: Annotated[int, Field(ge=1)] = 1  # pieces of a batch that go through the model one after the other
+    compile: Literal["off", "on", "graphs", "auto"] = "off"  # this and the next two: models.recipe
+    head: Literal["auto", "whole", "pieces"] = "auto"
+    products: Literal["highest", "high"] = "highest"
+    log_with: str | None = None  # a tracker: models.trackers
+
+    def recipe(self) -> Recipe:
+        from models.recipe import Recipe
+
+        return Recipe(compile=self.compile, head=self.head, products=self.products)
 
 
 class SweepSpec(_Section):
@@ -143,6 +175,7 @@ class SweepSpec(_Section):
     train: Train
     corpus: Corpus
     evaluate: Evaluate = Evaluate()
+    compute: Compute = Compute()
     verdict: dict[str, float] = {}
 
     @field_validator("seeds")
@@ -199,6 +232,11 @@ class Sweep:
     def budgets(self) -> tuple[int, ...]:
         """Every token budget D, ascending; the trunks' is the last."""
         return tuple(sorted({*self.spec.train.budgets, self.spec.train.tokens}))
+
+    def log_with(self, tracker: str) -> Sweep:
+        """Return the same sweep, whose runs are shown to this tracker."""
+        compute = self.spec.compute.model_copy(update={"log_with": tracker})
+        return replace(self, spec=self.spec.model_copy(update={"compute": compute}))
 
     def limit(self, task: Task) -> int | None:
         """Return how many documents of each level are asked; None for all."""
@@ -319,6 +357,13 @@ def resolve(
         errors.append(
             f"train.batch_tokens: {spec.train.batch_tokens} is not a whole number of rows of "
             f"{spec.family.context_length} tokens (family.context_length)"
+        )
+    n_rows = spec.train.batch_tokens // spec.family.context_length
+    if n_rows % (spec.compute.processes * spec.compute.accumulation):
+        errors.append(
+            f"compute: the {n_rows} rows of a batch (train.batch_tokens / family.context_length) cannot be shared out "
+            f"evenly over processes = {spec.compute.processes} x accumulation = {spec.compute.accumulation}; choose "
+            f"numbers whose product divides {n_rows}"
         )
     if errors:
         raise InputError("\n".join(f"{source}: {line}" for line in dict.fromkeys(errors)))

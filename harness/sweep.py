@@ -24,9 +24,10 @@ from harness.status import StatusFile
 from harness.stopping import Stop
 from harness.store import DOCUMENTS, documents_path, is_part, locked, read_json, write_json, write_table
 from harness.work import do, load_again
+from models.trackers import require_tracker
 
 _SECONDS_WORTH_A_WORKER = 60.0  # a worker spends about 8 s of CPU on its imports
-_ON_GPU = ("train", "evaluate", "judge")
+_ON_GPU = ("evaluate", "judge")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +50,10 @@ def run_missing(sweep: Sweep, results: Path, *, engine: Engine, report: Report, 
     When `stop` is asked, what runs puts away what it has and nothing new begins."""
     load_again.cache_clear()  # a task file may have been edited since the last sweep of this process
     forget_questions()
-    folder = results / sweep.spec.name
+    folder, processes = results / sweep.spec.name, sweep.spec.compute.processes
     check_settings(sweep, folder)
+    if sweep.spec.compute.log_with is not None:
+        require_tracker(sweep.spec.compute.log_with)
     with locked(folder):
         plan = make_plan(sweep, results)
         check_space(plan, workers=engine.workers)
@@ -75,8 +78,10 @@ def run_missing(sweep: Sweep, results: Path, *, engine: Engine, report: Report, 
                     report(event)
 
                 share = gpu_share(engine.workers or 1, len(visible_gpus()))
+                together = float(processes) if share and processes > 1 else share
+                wanted = {"train": together} | dict.fromkeys(_ON_GPU, share)
                 run_jobs(
-                    [replace(job, gpus=share if job.payload.kind in _ON_GPU else 0.0) for job in jobs],
+                    [replace(job, gpus=wanted.get(job.payload.kind, 0.0)) for job in jobs],
                     record,
                     executor=place,
                     retries=engine.retries,
@@ -104,11 +109,12 @@ def _place(engine: Engine, plan: Plan) -> Executor:
 
 
 def default_workers(plan: Plan) -> int:
-    """Return 0 (this process) where starting workers would cost more than it saves, else one per GPU or core."""
+    """Return 0 (this process) where starting workers would cost more than it saves, else as many as there are GPUs or
+    cores for the processes of a run."""
     todo = len(plan.todo)
     if sum(p.seconds for p in plan.todo) < _SECONDS_WORTH_A_WORKER or todo < 2:
         return 0
-    return min(len(visible_gpus()) or usable_cores(), todo)
+    return min(max(1, (len(visible_gpus()) or usable_cores()) // plan.sweep.spec.compute.processes), todo)
 
 
 def _keep(event: Event, node: Node) -> None:
@@ -141,6 +147,7 @@ def _describe(plan: Plan) -> dict[str, Any]:
             "tokens": p.run.train.tokens,
             "trunk": p.run.trunk,
             "steps": list(p.steps),
+            **({"weights": list(p.weights)} if p.weights else {}),
             "n_params": p.run.model.n_params,
             "n_params_non_embedding": p.run.model.n_params_non_embedding,
             "flops_per_token": p.run.model.flops_per_token,
@@ -148,7 +155,7 @@ def _describe(plan: Plan) -> dict[str, Any]:
         for p in plan.runs
     ]
     return {
-        "spec": sweep.spec.model_dump(mode="json"),
+        "spec": sweep.spec.model_dump(mode="json", exclude={"compute"}),  # no answer depends on that
         "settings": sweep.settings(),
         "grid": grid,
         "left_out": sweep.left_out,

@@ -20,7 +20,7 @@ from harness.jobs import Context, Job, Stopped
 from harness.judge import judge_cells, unjudged
 from harness.scores import score_cells
 from harness.spec import Sweep, SweepSpec, resolve
-from harness.store import documents_path, read_table, samples_path, write_json
+from harness.store import AS_TRAINED, documents_path, read_table, samples_path, write_json
 
 
 class EvaluationFailed(RuntimeError):
@@ -77,26 +77,31 @@ def _train(order: Order, sweep: Sweep, context: Context) -> dict[str, Any]:
     from models.ledger import ledger
     from models.tokenizer import load_tokenizer, tokenizer_digest
     from models.train import Interrupted, train
+    from models.training_job import train_in_processes
 
     assert order.run
-    plan, run = order.run, order.run.run
-    tokenizer = load_tokenizer(tokenizer_path(sweep, order.results))
-    rows = open_stream(stream_path(sweep, order.results, run.train.data_seed))
+    plan, run, compute = order.run, order.run.run, sweep.spec.compute
+    tokenizer_at = tokenizer_path(sweep, order.results)
+    rows_at = stream_path(sweep, order.results, run.train.data_seed)
+    tokenizer, rows = load_tokenizer(tokenizer_at), open_stream(rows_at)
+    options: dict[str, Any] = {
+        "accumulation": compute.accumulation,
+        "recipe": compute.recipe(),
+        "log_with": compute.log_with,
+        "trunk": order.trunk,
+        "states_at": order.states_at,
+        "progress": context.report,
+        "stopping": context.stopping,
+    }
     try:
-        checkpoints = train(
-            run.model,
-            run.train,
-            rows,
-            tokenizer,
-            plan.folder,
-            trunk=order.trunk,
-            states_at=order.states_at,
-            progress=context.report,
-            stopping=context.stopping,
-        )
+        if compute.processes == 1:
+            checkpoints = train(run.model, run.train, rows, tokenizer, plan.folder, **options)
+        else:
+            where = (rows_at, tokenizer_at, plan.folder)
+            checkpoints = train_in_processes(compute.processes, run.model, run.train, *where, **options)
     except Interrupted as stopped:
         raise Stopped(str(stopped)) from None
-    measured = ("cpu_seconds", "wall_seconds")
+    measured = ("cpu_seconds", "wall_seconds", "peak_memory_bytes")
     write_json(
         plan.folder / "run.json",
         {
@@ -104,7 +109,7 @@ def _train(order: Order, sweep: Sweep, context: Context) -> dict[str, Any]:
             "spec": asdict(run),
             "tokenizer_digest": tokenizer_digest(tokenizer),
             "checkpoints": [{k: v for k, v in meta.items() if k not in measured} for meta in checkpoints],
-            **{key: checkpoints[-1][key] for key in measured},
+            **{key: checkpoints[-1][key] for key in measured[:2]},
             **({"texts": rows.meta["texts"]} if "texts" in rows.meta else {}),  # how often each was read
             "peak_memory_bytes": _peak_memory_bytes(),
             "training": ledger(run.model, checkpoints[-1]),
@@ -115,9 +120,10 @@ def _train(order: Order, sweep: Sweep, context: Context) -> dict[str, Any]:
 
 
 def _peak_memory_bytes() -> int:
-    """Return the most memory that this process has held so far, earlier runs of a kept-alive worker included."""
+    """Return the most memory that this process, or one it has started, has held; earlier runs of a kept-alive worker
+    included."""
     unit = 1 if sys.platform == "darwin" else 1024  # Linux counts kilobytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) * unit
 
 
 def environment() -> dict[str, str]:
@@ -137,8 +143,8 @@ def _evaluate(order: Order, sweep: Sweep, context: Context) -> dict[str, Any]:
     assert order.run and order.step is not None
     keep_freed_memory()
     plan, step, results, started = order.run, order.step, order.results, time.process_time()
-    run_id = plan.run.run_id
-    names = [name for at, name in plan.missing if at == step]
+    at: dict[str, Any] = {"results": results, "run_id": plan.run.run_id, "step": step, "weights": order.weights}
+    names = [cell.task for cell in plan.missing if (cell.step, cell.weights) == (step, order.weights)]
     tasks = {t.name: TaskToAsk(task=t, limit=sweep.limit(t), digest=sweep.digest_of(t)) for t in sweep.tasks}
     begun = 0
 
@@ -146,23 +152,22 @@ def _evaluate(order: Order, sweep: Sweep, context: Context) -> dict[str, Any]:
         nonlocal begun
         begun += not info
         place = {"task": asked.task.name, "cell": begun, "cells": len(names), "step": step}
-        context.report(place | info | ({"score": _score(asked, results, run_id, step)} if "documents" in info else {}))
+        context.report(place | info | ({"score": _score(asked, **at)} if "documents" in info else {}))
         if context.stopping():
             raise Stopped(f"{begun - (not info)} of {len(names)} tasks asked")
 
-    model = _load_lm(plan.folder / f"step-{step:06d}")
+    model = _load_lm(plan.folder / f"step-{step:06d}", order.weights)
     # The corpus decides the tokenizer.
-    at: dict[str, Any] = {"results": results, "run_id": run_id, "step": step, "tokenizer": sweep.corpus_digest}
-    failed = ask_tasks(model, [tasks[name] for name in names], **at, tell=tell)
+    failed = ask_tasks(model, [tasks[name] for name in names], **at, tokenizer=sweep.corpus_digest, tell=tell)
     seconds = time.process_time() - started
     if failed:
         raise EvaluationFailed("; ".join(f"{name} at step {step}: {reason}" for name, reason in failed.items()))
     return {"cpu_seconds": seconds, "peak_memory_bytes": _peak_memory_bytes()}
 
 
-def _score(asked: TaskToAsk, results: Path, run_id: str, step: int) -> float | None:
+def _score(asked: TaskToAsk, results: Path, run_id: str, step: int, weights: str) -> float | None:
     """Return the mean of the headline metric over the levels of one cell, None where it has none yet."""
-    samples = read_table(samples_path(results, run_id, step, asked.task.name, asked.digest))
+    samples = read_table(samples_path(results, run_id, step, asked.task.name, asked.digest, weights))
     documents = read_table(documents_path(results, asked.task.name, asked.digest))
     headline = asked.task.summary() | {"metrics": [asked.task.metric]}
     values = score_cells(samples, documents, [headline])["value"].dropna()
@@ -180,9 +185,13 @@ def _judge(order: Order, sweep: Sweep, context: Context) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1)  # one judge reads what all runs wrote
-def _load_lm(folder: Path) -> Any:
+def _load_lm(folder: Path, weights: str = AS_TRAINED) -> Any:
     import torch
 
     from models.lm import TransformerLM
+    from models.quantize import quantize
 
-    return TransformerLM.load(folder, "cuda" if torch.cuda.is_available() else "cpu")
+    model = TransformerLM.load(folder, "cuda" if torch.cuda.is_available() else "cpu")
+    if weights != AS_TRAINED:
+        quantize(model.model, weights)
+    return model

@@ -49,7 +49,8 @@ def process_device() -> torch.device:
     n_here, n_devices = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
     if not on_cpu and n_here > n_devices:
         raise SpecError(f"{n_here} processes on this machine for {n_devices} CUDA devices; start at most one on each")
-    return PartialState(cpu=on_cpu).device
+    device = PartialState(cpu=on_cpu).device
+    return torch.device("cpu") if on_cpu else device  # accelerate numbers even the CPUs that processes share
 
 
 def make_accelerator(device: torch.device, precision: str, **options: Any) -> Accelerator:

@@ -57,7 +57,7 @@ class Loop:
     ) -> None:
         if log_with is not None:
             require_tracker(log_with)
-        device = process_device()
+        device = self.device = process_device()
         self.recipe = recipe.resolved(model_spec, device)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
@@ -150,7 +150,7 @@ class Loop:
         """Leave the gradients of the next batch's mean loss, and return that loss."""
         first = self.step * self.n_rows + self.team.rank * self._n_own_rows
         rows = torch.from_numpy(self.stream.rows(first, self._n_own_rows))
-        *earlier, last = rows.to(self.accelerator.device, non_blocking=True).chunk(self.n_pieces)
+        *earlier, last = rows.to(self.device, non_blocking=True).chunk(self.n_pieces)
         total = None
         if earlier:
             with self.accelerator.no_sync(self.loss):  # gradients travel once, when all have been added up
@@ -195,7 +195,7 @@ class Loop:
         """CPU seconds of all processes, wall seconds and most bytes of one process, earlier sittings included."""
         self.team.order("cost")
         cpu, wall = time.process_time() - self._started[0], time.perf_counter() - self._started[1]
-        held = self.team.gather(peak_memory_bytes(str(self.accelerator.device)))
+        held = self.team.gather(peak_memory_bytes(str(self.device)))
         return {
             "cpu_seconds": self._spent[0] + sum(self.team.gather(cpu)),
             "wall_seconds": self._spent[1] + wall,
@@ -229,7 +229,7 @@ class Loop:
             "recipe": self.recipe.record(),
             "processes": self.team.size,
             "precision": self.precision,
-            "device": str(self.accelerator.device),
+            "device": str(self.device),
             "tokens_reused": self.tokens_reused,
             **self._cost(),
         }

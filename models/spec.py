@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 PARAMETRIZATIONS = ("mup", "sp")
 PRECISIONS = ("auto", "fp32", "bf16")
-ATTENTIONS = ("auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3")
+ATTENTIONS = ("auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flash_attention_4")
 
 
 class SpecError(ValueError):

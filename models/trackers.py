@@ -4,11 +4,13 @@ import importlib.util
 import time
 from dataclasses import asdict
 from pathlib import Path
-
-from accelerate import Accelerator
+from typing import TYPE_CHECKING
 
 from models.schedule import learning_rate
 from models.spec import ModelSpec, SpecError, TrainSpec
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 TRACKERS = ("tensorboard", "wandb", "trackio")  # each is the name of its package, too
 STEPS_BETWEEN_LOGS = 10
@@ -28,7 +30,7 @@ class Tracker:
     `accelerator` was made with `log_with` and a `project_dir`: tensorboard and wandb write to that folder, trackio
     where TRACKIO_DIR says. A run gone on with appends to what was logged before."""
 
-    def __init__(self, accelerator: Accelerator, model: ModelSpec, train: TrainSpec, folder: Path, name: str) -> None:
+    def __init__(self, accelerator: "Accelerator", model: ModelSpec, train: TrainSpec, folder: Path, name: str) -> None:
         self._accelerator, self._train = accelerator, train
         folder.mkdir(parents=True, exist_ok=True)
         config = {key: value for key, value in asdict(train).items() if isinstance(value, int | float | str)}

@@ -91,7 +91,8 @@ def test_two_processes_train_the_model_of_one(alone, together, name):
     # The mean over both: half of a batch has another loss, by far more than that.
     assert [loss for _, loss in first][1:] == pytest.approx([r["train_loss"] for r in records[1:]], rel=1e-5)
     record = checkpoint.load_meta(folder / name / "step-000020")
-    assert (record["processes"], record["layers"]) == (2, "own") and records[-1]["processes"] == 1
+    assert (record["processes"], record["layers"], record["device"]) == (2, "own", "cpu")
+    assert records[-1]["processes"] == 1
     assert record["run_digest"] == records[-1]["run_digest"]
 
 
