@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from harness.reuse import known_answers
-from harness.store import DOCUMENTS, SAMPLES, documents_path, is_part, read_table, samples_path, write_table
+from harness.store import AS_TRAINED, DOCUMENTS, SAMPLES, documents_path, is_part, read_table, samples_path, write_table
 from tasks.base import Document, Task, TaskError
 from tasks.prompting import drop_shots
 from tasks.text import sentence_spans, word_spans
@@ -103,37 +103,40 @@ def ask_tasks(
     results: Path,
     run_id: str,
     step: int,
+    weights: str = AS_TRAINED,
     tokenizer: str,
     tell: Callable[[TaskToAsk, dict[str, Any]], None],
 ) -> dict[str, str]:
     """Ask one model several tasks and store each one's answers at once; return why some could not be asked, by name.
 
     `tell` hears of every task twice: with nothing when it begins, then with its number of documents and the seconds
-    they took, or with the error. A task that cannot be asked costs no other its answers."""
+    they took, or with the error. A task that cannot be asked costs no other its answers. `weights`: what those of the
+    model were rounded to, which names the place of its answers."""
     failures = {}
     for asked in tasks:
         tell(asked, {})
         started = time.monotonic()
         try:
-            frame = _answers(model, asked, tokenizer, results, run_id, step)
+            path = samples_path(results, run_id, step, asked.task.name, asked.digest, weights)
+            frame = _answers(model, asked, tokenizer, results, run_id, step, path).assign(weights=weights)
         except (ValueError, RuntimeError) as error:
             failures[asked.task.name] = str(error)
             tell(asked, {"error": str(error)})
         else:
-            write_table(samples_path(results, run_id, step, asked.task.name, asked.digest), frame, SAMPLES)
+            write_table(path, frame, SAMPLES)
             tell(asked, {"documents": len(frame), "seconds": time.monotonic() - started})
     return failures
 
 
 def _answers(
-    model: LanguageModel, asked: TaskToAsk, tokenizer: str, results: Path, run_id: str, step: int
+    model: LanguageModel, asked: TaskToAsk, tokenizer: str, results: Path, run_id: str, step: int, path: Path
 ) -> pd.DataFrame:
-    """Return the samples of one task; what this checkpoint has answered before is not asked again."""
+    """Return the samples of one task, to stand at `path`; what was answered there before is not asked again."""
     task, alone = asked.task, asked.task.needs("alone")
     wanted = questions_of(asked, model, tokenizer, documents_path(results, task.name, asked.digest))
     keys = [(question.document.level, question.document.doc_id) for question in wanted]
     known = known_answers(
-        samples_path(results, run_id, step, task.name, asked.digest),
+        path,
         results / "documents",
         lambda: documents_frame(question.document for question in wanted),
         alone=alone,

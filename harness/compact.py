@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from harness.migrate import migrate
+from harness.migrate import completed, is_older, migrate
 from harness.packed import CHECKSUM, FILE, content_digest, index_of, read_packed, write_packed
 from harness.store import JUDGED, SAMPLES, StoreError, locked, read_json, replacing
 
@@ -49,11 +49,15 @@ def _whole(own: Path | None, file: Path, place: Path, schema: pa.Schema) -> pa.T
     try:
         table = pq.read_table(own, partitioning=None) if own else read_packed(file, place)
         recorded, now = (table.schema.metadata or {}).get(CHECKSUM), content_digest(table).encode()
-        wrong = recorded not in (None, now) or not table.schema.equals(schema)
+        older = is_older(table.schema, schema)
+        wrong = recorded not in (None, now) or not (older or table.schema.equals(schema))
     except (OSError, pa.ArrowInvalid):
         wrong = True
     if wrong:
         raise StoreError(f"{place}: damaged, so nothing of its run is packed; see harness verify --repair")
+    if older:
+        table = completed(table, schema)
+        now = content_digest(table).encode()
     return table.replace_schema_metadata({CHECKSUM: now})
 
 

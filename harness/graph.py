@@ -13,7 +13,7 @@ from harness.jobs import Job
 from harness.judge import judged_tasks, unjudged
 from harness.plan import SECONDS_PER_CELL, Plan, RunPlan
 from harness.spec import RunSpec, Sweep, digest
-from harness.store import SCHEMA, read_json, samples_folder
+from harness.store import AS_TRAINED, SCHEMA, read_json, samples_folder
 from models.schedule import branch_step
 
 Kind = Literal["tokenizer", "data", "train", "evaluate", "judge"]
@@ -36,6 +36,7 @@ class Order:
     trunk: Path | None = None  # the folder of the run that a branch starts from
     states_at: tuple[int, ...] = ()  # steps of a trunk at which branches start
     step: int | None = None  # the checkpoint that is asked
+    weights: str = AS_TRAINED  # what its weights are rounded to before
     judge: RunPlan | None = None  # reads
 
 
@@ -166,20 +167,22 @@ class _Graph:
         )
 
     def _add_questions(self, p: RunPlan) -> None:
-        for step in p.steps:
-            missing = [task for at, task in p.missing if at == step]
-            stale = sorted({task for at, task in p.stale if at == step})
+        for step, weights in p.places:
+            missing = [cell.task for cell in p.missing if (cell.step, cell.weights) == (step, weights)]
+            stale = sorted({cell.task for cell in p.stale if (cell.step, cell.weights) == (step, weights)})
             self._add(
                 "evaluate",
-                f"{p.run.run_id} step {step}",  # the id of a run is a digest of its recipe
+                # The id of a run is a digest of its recipe.
+                f"{p.run.run_id} step {step}{'' if weights == AS_TRAINED else f' {weights}'}",
                 self.digests,
                 done=p.trained and not missing,
-                error=samples_folder(self.plan.folder, p.run.run_id, step) / "error.json",
+                error=samples_folder(self.plan.folder, p.run.run_id, step, weights) / "error.json",
                 stale=f"changed since they were asked: {', '.join(stale)}" if stale else "",
                 after=(f"train {p.run.run_id}",),
                 cost=SECONDS_PER_CELL * len(missing),
                 run=p,
                 step=step,
+                weights=weights,
             )
 
     def _add_judgements(self) -> None:

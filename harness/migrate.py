@@ -58,10 +58,14 @@ def _complete_parts(folder: Path) -> None:
         except (OSError, pa.ArrowInvalid):  # a damaged part is made anew, not mended
             continue
         if older:
-            table = pq.read_table(path, partitioning=None)
-            known = {name: table[name] for name in table.column_names}
-            columns = [
-                known[field.name].cast(field.type) if field.name in known else pa.nulls(len(table), field.type)
-                for field in schema
-            ]
-            write_arrow(path, pa.table(columns, schema=schema))
+            write_arrow(path, completed(pq.read_table(path, partitioning=None), schema))
+
+
+def completed(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return an older part with the columns that came later, null."""
+    known = {name: table[name] for name in table.column_names}
+    columns = [
+        known[field.name].cast(field.type) if field.name in known else pa.nulls(len(table), field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)

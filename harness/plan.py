@@ -6,10 +6,10 @@ import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.spec import InputError, RunSpec, Sweep
-from harness.store import part_name, parts_in, read_json, samples_folder
+from harness.store import AS_TRAINED, part_name, parts_in, places_of, read_json, samples_folder
 from models.schedule import checkpoint_steps
 
 # Measured with one thread of an AVX2 cloud core: a step of 1,024 tokens costs 12 ms before any arithmetic, and
@@ -18,7 +18,13 @@ _SECONDS_PER_STEP = 0.012
 _FLOPS_PER_SECOND = 50e9
 SECONDS_PER_CELL = 0.3  # one task at one checkpoint
 
-Cell = tuple[int, str]  # step and task
+
+class Cell(NamedTuple):
+    """One task at one checkpoint of a run."""
+
+    step: int
+    task: str
+    weights: str = AS_TRAINED
 
 
 @dataclass(frozen=True)
@@ -29,10 +35,17 @@ class RunPlan:
     folder: Path  # of the run
     trained: bool  # and the checkpoints that are still to be asked are there
     steps: tuple[int, ...]  # whose checkpoints are asked
+    weights: tuple[str, ...]  # with which the last of them is asked besides
     missing: tuple[Cell, ...]  # not yet evaluated
     stale: tuple[Cell, ...] = ()  # those of `missing` that an older version of the task has answers of
     failure: dict[str, Any] | None = None  # of the training
-    unasked: dict[int, dict[str, Any]] = field(default_factory=dict)  # step -> why its tasks could not be asked
+    # (step, weights) -> why its tasks could not be asked
+    unasked: dict[tuple[int, str], dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def places(self) -> list[tuple[int, str]]:
+        """The steps and weights that tasks are asked at."""
+        return places_of({"steps": self.steps, "weights": self.weights})
 
     @property
     def done(self) -> bool:
@@ -52,7 +65,7 @@ class RunPlan:
         errors = ([self.failure] if self.failure else []) + list(self.unasked.values())
         if errors:
             return "; ".join(dict.fromkeys(error["reason"] for error in errors))
-        stale = sorted({task for _, task in self.stale})
+        stale = sorted({cell.task for cell in self.stale})
         return f"asked before it changed: {', '.join(stale)}" if stale else ""
 
     @property
@@ -122,23 +135,25 @@ def _look_at(run: RunSpec, sweep: Sweep, folder: Path, names: dict[str, str]) ->
     missing: list[Cell] = []
     stale: list[Cell] = []
     unasked = {}
-    for step in steps:
-        there = parts_in(samples_folder(folder, run.run_id, step))
+    rounded = sweep.spec.evaluate.quantize
+    for step, weights in places_of({"steps": steps, "weights": rounded}):
+        at = samples_folder(folder, run.run_id, step, weights)
+        there = parts_in(at)
         absent = [task for task, name in names.items() if name not in there]
-        missing += [(step, task) for task in absent]
+        missing += [Cell(step, task, weights) for task in absent]
         older = {name.rpartition("-")[0] for name in there}
-        stale += [(step, task) for task in absent if task in older]
-        error = samples_folder(folder, run.run_id, step) / "error.json"
-        if absent and error.exists():
-            unasked[step] = read_json(error)
+        stale += [Cell(step, task, weights) for task in absent if task in older]
+        if absent and (at / "error.json").exists():
+            unasked[step, weights] = read_json(at / "error.json")
     error = run_folder / "error.json"
     return RunPlan(
         run=run,
         folder=run_folder,
         # A checkpoint that was asked everything is needed no more.
         trained=(run_folder / "run.json").exists()
-        and all((run_folder / f"step-{step:06d}" / "meta.json").exists() for step in {step for step, _ in missing}),
+        and all((run_folder / f"step-{step:06d}" / "meta.json").exists() for step in {cell.step for cell in missing}),
         steps=steps,
+        weights=tuple(rounded),
         missing=tuple(missing),
         stale=tuple(stale),
         failure=read_json(error) if error.exists() else None,

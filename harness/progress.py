@@ -12,6 +12,7 @@ from rich.table import Table
 from harness.graph import Order
 from harness.jobs import Event
 from harness.plan import Plan, RunPlan
+from harness.store import AS_TRAINED
 
 _SECONDS_BETWEEN_LINES = 15.0
 
@@ -26,14 +27,14 @@ class Display:
         self.seeds = list(dict.fromkeys(str(p.run.train.seed) for p in plan.runs))
         self.places = list(dict.fromkeys(_place(p) for p in plan.runs))
         self.cells = {(_place(p), str(p.run.train.seed)): p.state for p in plan.runs}
-        self.open = {p.run.run_id: sum(any(at == step for at, _ in p.missing) for step in p.steps) for p in plan.runs}
+        self.open = {p.run.run_id: len({(cell.step, cell.weights) for cell in p.missing}) for p in plan.runs}
         self.cost = {p.run.run_id: (p.training_seconds if not p.trained else 0.0, p.seconds) for p in plan.todo}
         self.share = dict.fromkeys(self.cost, (0.0, 0.0))  # of each run's training, and of its questions
         self.rate = _Rate()
         self.tasks = {task.name: _Asked() for task in plan.sweep.tasks}
         for p in plan.runs:
-            for _, task in p.missing:
-                self.tasks[task].cells += 1
+            for cell in p.missing:
+                self.tasks[cell.task].cells += 1
         self.note = ""
         self.last_line = 0.0
         self.live: Live | None = None
@@ -80,17 +81,19 @@ class Display:
     def _of_questions(self, order: Order, event: Event) -> str:
         assert order.run
         run_id, info = order.run.run.run_id, event.info
+        weights = "" if order.weights == AS_TRAINED else f" with {order.weights} weights"
         if event.state == "progress":
             training, asked = self.share.get(run_id, (1.0, 0.0))
             if "documents" in info:
                 n_cells = max(1, len(order.run.missing))
                 self.share[run_id] = (training, min(1.0, asked + 1 / n_cells))
-                self.tasks[info["task"]].see(_place(order.run), info["documents"], info.get("score"))
-            return f"asking {info['task']} ({info['cell']} of {info['cells']})"
+                score = None if weights else info.get("score")
+                self.tasks[info["task"]].see(_place(order.run), info["documents"], score)
+            return f"asking {info['task']} ({info['cell']} of {info['cells']}){weights}"
         if event.state in ("done", "failed", "skipped"):
             self.open[run_id] -= 1
         if event.state == "done":
-            return "done" if not self.open[run_id] else f"asked at step {order.step}"
+            return "done" if not self.open[run_id] else f"asked at step {order.step}{weights}"
         return ("asking" if event.state == "started" else event.state) + _reason(event)
 
     def _line(self, text: str, *, always: bool, bad: bool) -> None:

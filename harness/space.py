@@ -23,6 +23,7 @@ from harness.store import (
     locked,
     part_name,
     parts_in,
+    places_of,
     read_json,
     samples_folder,
 )
@@ -48,7 +49,7 @@ def estimate(plan: Plan, *, workers: int | None = None) -> dict[str, int]:
     untrained = [p for p in plan.runs if not p.trained]
     sweep, family = plan.sweep, plan.sweep.spec.family
     per_checkpoint = _TOKENIZER_BYTES_PER_TOKEN * family.vocab_size + _RECORDS_BYTES
-    n_parts = {task.name: sum(name == task.name for p in plan.runs for _, name in p.missing) for task in sweep.tasks}
+    n_parts = {task.name: sum(cell.task == task.name for p in plan.runs for cell in p.missing) for task in sweep.tasks}
     n_rows = {task.name: (sweep.limit(task) or len(task.rows)) * len(task.levels) for task in sweep.tasks}
     unwritten = [t for t in sweep.tasks if not is_part(documents_path(plan.folder, t.name, sweep.digest_of(t)))]
 
@@ -219,8 +220,8 @@ def _errors(folder: Path, grid: list[dict[str, Any]], names: set[str]) -> Iterat
             trained = False
         elif (run / "error.json").exists() and any(run.glob("step-*")):
             yield run / "error.json", why
-        for step in cell["steps"]:
-            samples = samples_folder(folder, cell["run_id"], step)
+        for step, weights in places_of(cell):
+            samples = samples_folder(folder, cell["run_id"], step, weights)
             if (samples / "error.json").exists() and names <= parts_in(samples):
                 yield samples / "error.json", why
     if trained:

@@ -12,7 +12,7 @@ from typing import Any
 
 from harness.jobs import Event
 from harness.plan import is_begun
-from harness.store import is_locked, part_name, parts_in, read_json, samples_folder, write_json
+from harness.store import is_locked, part_name, parts_in, places_of, read_json, samples_folder, write_json
 
 _SECONDS_BETWEEN_WRITES = 1.0
 _FILE = "status.json"
@@ -72,12 +72,12 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 def _run(folder: Path, cell: dict[str, Any], names: set[str], running: dict[str, Any]) -> dict[str, Any]:
     run_folder = folder / "runs" / cell["run_id"]
-    there = sum(len(names & parts_in(samples_folder(folder, cell["run_id"], step))) for step in cell["steps"])
-    cells = len(names) * len(cell["steps"])
+    places = [samples_folder(folder, cell["run_id"], step, weights) for step, weights in places_of(cell)]
+    there = sum(len(names & parts_in(place)) for place in places)
+    cells = len(names) * len(places)
     trained = (run_folder / "run.json").exists()
     at_work = [info for key, info in running.items() if cell["run_id"] in key.split()]
-    errors = [run_folder, *(samples_folder(folder, cell["run_id"], step) for step in cell["steps"])]
-    failed = [read_json(at / "error.json") for at in errors if (at / "error.json").exists()]
+    failed = [read_json(at / "error.json") for at in [run_folder, *places] if (at / "error.json").exists()]
     state = "done" if trained and there == cells else "running" if at_work else "failed" if failed else ""
     if not state:
         state = "to evaluate" if trained else "started" if is_begun(run_folder) else "missing"

@@ -5,6 +5,7 @@
     runs/<run_id>/                 run.json (ledger), step-*/ (native checkpoints), error.json where it failed
     documents/<task>-<digest>      the evaluation documents, once per task
     samples/<run_id>/step-*/<task>-<digest>    one immutable part per run x checkpoint x task
+    samples/<run_id>/step-*.int8/...           the same of the checkpoint with its weights rounded, where asked
     judged/<judge>-<step>/<run_id>/step-*/     what the largest model makes of the others' generations, where asked
     (samples|judged/*)/<run_id>/packed/        the parts of a run in one file, once they were compacted
     .damaged/                                  what a verification has put aside
@@ -23,7 +24,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ from harness.packed import CHECKSUM, content_digest, index_of, packed_file, read
 
 SCHEMA = 2  # of a results folder; raise when what is written means something else, and add a step to harness.migrate
 SPEC = "spec.json"
+AS_TRAINED = "as trained"  # the weights of every row, but those that a checkpoint gave with its weights rounded
 DAMAGED = ".damaged"
 
 TABLES = (
@@ -70,6 +72,7 @@ SAMPLES = pa.schema(
         ("tokens_by_position", pa.list_(pa.int64())),
         # Units of a text that a greedy reader would have predicted whole; null where the task has no text.
         *((name, pa.int64()) for unit in ("words", "chars", "sentences") for name in (unit, f"{unit}_greedy")),
+        ("weights", pa.string()),  # AS_TRAINED, which null means too, or what they were rounded to
     ]
 )
 
@@ -267,12 +270,24 @@ def documents_path(folder: Path, task: str, task_digest: str) -> Path:
     return folder / "documents" / part_name(task, task_digest)
 
 
-def samples_folder(folder: Path, run_id: str, step: int) -> Path:
-    return folder / "samples" / run_id / f"step-{step:06d}"
+def samples_folder(folder: Path, run_id: str, step: int, weights: str = AS_TRAINED) -> Path:
+    return folder / "samples" / run_id / f"step-{step:06d}{'' if weights == AS_TRAINED else f'.{weights}'}"
 
 
-def samples_path(folder: Path, run_id: str, step: int, task: str, task_digest: str) -> Path:
-    return samples_folder(folder, run_id, step) / part_name(task, task_digest)
+def step_of(name: str) -> int:
+    """Return the step that the name of a folder of answers, or of a checkpoint, says."""
+    return int(name.removeprefix("step-").partition(".")[0])
+
+
+def samples_path(folder: Path, run_id: str, step: int, task: str, task_digest: str, weights: str = AS_TRAINED) -> Path:
+    return samples_folder(folder, run_id, step, weights) / part_name(task, task_digest)
+
+
+def places_of(cell: Mapping[str, Any]) -> list[tuple[int, str]]:
+    """Return the steps and weights that a run of a stored grid is asked at: its steps as it was trained, and the last
+    of them once more with each other weights."""
+    steps = [(step, AS_TRAINED) for step in cell["steps"]]
+    return steps + [(cell["steps"][-1], weights) for weights in cell.get("weights", ())]
 
 
 def parts_in(folder: Path) -> set[str]:

@@ -34,6 +34,7 @@ from harness.store import (
     read_json,
     replacing,
     samples_folder,
+    step_of,
 )
 
 State = Literal["damaged", "missing", "unchecked"]
@@ -161,7 +162,7 @@ def _misplaced(path: Path, table: pa.Table) -> str:
     task, _, digest = path.stem.rpartition("-")
     expected: dict[str, Any] = {"task": task}
     if path.parent.name.startswith("step-"):
-        expected |= {"run_id": path.parent.parent.name, "step": int(path.parent.name.removeprefix("step-"))}
+        expected |= {"run_id": path.parent.parent.name, "step": step_of(path.parent.name)}
     wrong = [
         f"{name} {value}"
         for name, place in expected.items()

@@ -1,4 +1,4 @@
-"""Weights in 8 or 4 bits: what a trained model loses by them.
+"""Weights in bfloat16, or in 8 or 4 bits: what a trained model loses by them.
 
 Simulated: every weight is replaced by the number that its integer and its scale stand for, and products stay in the
 weights' own dtype. Weight-only inference computes the same product, x @ (q * scale), with the factors in another order,
@@ -15,17 +15,24 @@ from transformers.pytorch_utils import Conv1D
 from models.spec import SpecError
 
 BITS = {"int8": 8, "int4": 4}
+ROUNDED = ("bf16", *BITS)  # what weights can be rounded to
 GROUP = 32  # inputs that share a scale in int4; the last group of a row may be shorter
 
 
 def quantize(model: PreTrainedModel, weights: str) -> list[str]:
-    """Round the weights of a model's linear maps in place; return their names.
+    """Round the weights of a model in place; return the names of what was rounded: parameters, or linear maps.
 
-    int8: symmetric, one scale for each output. int4: symmetric, one scale for each GROUP inputs of an output.
-    Embeddings stay, so does a head that is tied to them; norms and biases stay too. Raises SpecError for another name,
-    and for a model with other matrices, of which part would be left as it was."""
-    if weights not in BITS:
-        raise SpecError(f"unknown weights {weights!r}; accepted: {', '.join(BITS)}")
+    bf16: every parameter, to the nearest bfloat16. int8: linear maps, symmetric, one scale for each output. int4: the
+    same, one scale for each GROUP inputs of an output. Of these two embeddings stay, so does a head that is tied to
+    them; norms and biases stay too. Raises SpecError for another name, and for a model with other matrices, of which
+    part would be left as it was."""
+    if weights not in ROUNDED:
+        raise SpecError(f"unknown weights {weights!r}; accepted: {', '.join(ROUNDED)}")
+    if weights == "bf16":
+        with torch.no_grad():
+            for value in model.parameters():
+                value.copy_(value.to(torch.bfloat16))
+        return [name for name, _ in model.named_parameters()]
     modules = dict(model.named_modules())
     kept = {id(module.weight) for module in modules.values() if isinstance(module, nn.Embedding)}
     linear = {

@@ -64,6 +64,19 @@ def test_linear_maps_move_and_all_else_stays(name: str) -> None:
             )
 
 
+@torch.no_grad()
+def test_bfloat16_rounds_every_parameter_to_eight_bits_of_mantissa_and_computes_as_before() -> None:
+    model = make("llama")
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    assert set(quantize(model, "bf16")) == set(before)
+    for name, value in model.named_parameters():
+        assert value.dtype == torch.float32
+        assert ((value - before[name]).abs() <= before[name].abs() * 2**-8).all()  # half a unit in the last place
+        mantissa = torch.frexp(value)[0] * 2**8
+        assert torch.equal(mantissa, mantissa.round())
+    assert any(not torch.equal(value, before[name]) for name, value in model.named_parameters())
+
+
 @pytest.mark.parametrize("tie", [True, False])
 def test_a_head_that_is_tied_stays_and_stays_tied(tie: bool) -> None:
     torch.manual_seed(0)
@@ -104,7 +117,7 @@ def test_the_heads_logits_stay_within_the_bound_of_its_scale() -> None:
 def test_other_names_and_matrices_of_no_linear_layer_are_refused_before_anything_moves() -> None:
     model = make("llama")
     before = model.lm_head.weight.clone()
-    with pytest.raises(SpecError, match="unknown weights 'int2'; accepted: int8, int4"):
+    with pytest.raises(SpecError, match="unknown weights 'int2'; accepted: bf16, int8, int4"):
         quantize(model, "int2")
     model.experts = nn.Parameter(torch.ones(2, 3))
     with pytest.raises(SpecError, match="experts is a matrix of no linear layer"):
