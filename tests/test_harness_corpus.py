@@ -241,7 +241,9 @@ def test_killed_while_tokenising_the_next_run_writes_the_same_bytes_and_clears_w
 ) -> None:
     tokenizer.save_pretrained(tmp_path)
     write(tmp_path / "a.jsonl", sentences(7_000))
-    run = subprocess.run([sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path)], capture_output=True)
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path)], capture_output=True, timeout=120
+    )
     folder = tmp_path / "shards"
     (left,) = folder.iterdir()
     assert run.returncode == -signal.SIGKILL and left.name.endswith(".tmp") and left.stat().st_size > 200_000
@@ -275,7 +277,9 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path, tokenizer) -> None:
         "    prepare_shards(texts, tokenizer, here / name, vocab_size=320)\n"
         "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
     )
-    run = subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(tmp_path)], capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=120
+    )
     assert run.returncode == 0, run.stderr
     small, large = map(int, run.stdout.split())  # kilobytes
     assert large - small < 4_000
@@ -313,7 +317,9 @@ def test_200_mb_are_tokenised_in_the_memory_of_10(tmp_path: Path) -> None:
             while file.tell() < size:
                 for text in rng.choice(words, (2_000, 60)):
                     file.write(json.dumps({"text": " ".join(text)}) + "\n")
-    run = subprocess.run([sys.executable, "-W", "ignore", "-c", READ, str(tmp_path)], capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", READ, str(tmp_path)], capture_output=True, text=True, timeout=120
+    )
     assert run.returncode == 0, run.stderr
     found, megabytes = json.loads(run.stdout), (tmp_path / "large.jsonl").stat().st_size / 1e6
     print(

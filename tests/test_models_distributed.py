@@ -1,16 +1,22 @@
 """A run is the same run, up to rounding, whatever number of processes and pieces its batches are shared out over."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
-from processes import run_together
+from processes import ROOT, run_together
 from safetensors.torch import load_file
-from tiny_runs import RUN, spec, tiny_stream, tiny_tokenizer
+from tiny_runs import CONTEXT, RUN, spec, tiny_stream, tiny_tokenizer
 
 from models import checkpoint, distributed
+from models.data import write_stream
 from models.distributed import Team, process_device
 from models.spec import SpecError
 from models.train import Interrupted, train
@@ -184,6 +190,47 @@ def test_processes_are_started_watched_and_their_records_returned(alone, tmp_pat
     assert records == [checkpoint.load_meta(path) for path in checkpoint.checkpoints(tmp_path / "run")]
     assert seen and seen[0]["steps"] == 20
     assert difference(folder / "run/step-000020", tmp_path / "run/step-000020") < 1e-5
+
+
+ORDERING = """
+import sys
+from pathlib import Path
+from tiny_runs import RUN, spec
+from dataclasses import replace
+from models.training_job import train_in_processes
+
+folder = Path(sys.argv[1])
+train_in_processes(
+    2, spec(), replace(RUN, tokens=2000 * RUN.batch_tokens), folder / "s.bin", folder / "tokenizer", folder / "run",
+    progress=lambda report: (folder / "begun").touch(),
+)
+"""
+
+
+def test_processes_end_with_the_one_that_ordered_them(tmp_path):
+    """Killed as a scheduler does it, who orders the next attempt: two at once would write to one folder."""
+    tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    write_stream(tmp_path / "s.bin", ([7] * (CONTEXT + 1) for _ in range(8000)), CONTEXT + 1, {})
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    environment = os.environ | {"PYTHONPATH": paths, "TMPDIR": str(tmp_path)}  # where the order is written
+    orderer = subprocess.Popen([sys.executable, "-c", ORDERING, tmp_path], env=environment)
+    wait_for((tmp_path / "begun").exists)
+
+    def left() -> list[int]:
+        return [p.pid for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or [])]
+
+    assert len(left()) == 4  # a launcher and two processes besides
+    orderer.kill()
+    orderer.wait()
+    wait_for(lambda: not left())
+    assert not (tmp_path / "run" / "step-002000").exists()
+
+
+def wait_for(what, seconds=60):
+    until = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.1)
 
 
 @pytest.mark.long

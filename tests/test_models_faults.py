@@ -98,6 +98,7 @@ def test_a_run_killed_at_five_moments_ends_with_the_same_bits(straight, stream, 
         capture_output=True,
         text=True,
         check=True,
+        timeout=120,
     ).stdout
     statuses, there = zip(*[json.loads(line) for line in told.splitlines()], strict=True)
     assert statuses == (*[-signal.SIGKILL] * 5, 0)

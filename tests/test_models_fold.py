@@ -115,7 +115,7 @@ with torch.no_grad():
     last = model(input_ids=tokens).logits[0, -1]
 print(json.dumps([type(model).__name__, written.tolist(), last.tolist()]))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     name, there, last = json.loads(done.stdout.splitlines()[-1])
     assert name == "LlamaForCausalLM" and there == written.tolist()
     torch.testing.assert_close(torch.tensor(last), logits(original, tokens)[0, -1], atol=1e-5, rtol=0)

@@ -342,7 +342,7 @@ print(json.dumps({"generated": out.tolist(), "logits": logits, "models": "models
 def test_a_checkpoint_loads_and_generates_with_transformers_alone(straight, tmp_path):
     folder = checkpoint.latest(straight[0])
     command = [sys.executable, "-c", LOAD, str(folder)]
-    answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=120).stdout
     found = json.loads(answer.splitlines()[-1])
     model = build(spec(), seed=99)
     checkpoint.load_weights(folder, model)
