@@ -2,4 +2,6 @@
 
 from __future__ import annotations
 
-MODULES = ()
+from tasks.abilities import adaptation, applications, generalisation, generation, knowledge, patterns
+
+MODULES = (generation, knowledge, patterns, generalisation, adaptation, applications)
