@@ -143,9 +143,7 @@ def solve(document: Document) -> str:
     match document.task:
         case "agreement":
             plural = re.split(" by | now", line)[0].endswith("s")
-            singular_verb, plural_verb = sorted(
-                (text.strip() for text in document.continuations), key=len, reverse=True
-            )
+            one, many = sorted((text.strip() for text in document.continuations), key=len, reverse=True)
             return many if plural else one
         case "verse":
             return told("verse", "verse ")[" ".join(symbols[1:3])]
