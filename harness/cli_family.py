@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 family_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The sizes that are trained.")
 
-Spec = Annotated[str, typer.Argument(metavar="[SPEC]", help="A sweep's TOML file, or a built-in sweep: demo, smoke.")]
+Spec = Annotated[
+    str, typer.Argument(metavar="[SPEC]", help="A sweep's TOML file, or a built-in sweep: abilities, demo, smoke.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -30,7 +32,9 @@ def register(app: typer.Typer) -> None:
 def family_show(
     spec: Annotated[
         str,
-        typer.Argument(metavar="[SPEC|LADDER]", help="A sweep (demo, smoke, a TOML file) or a ladder: micro, text."),
+        typer.Argument(
+            metavar="[SPEC|LADDER]", help="A sweep (abilities, demo, smoke, a TOML file) or a ladder: micro, text."
+        ),
     ] = "demo",
     as_json: JsonOption = False,
 ) -> None:

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from harness.spec import Sweep
     from harness.sweep import Engine
 
-Spec = Annotated[str, typer.Argument(metavar="SPEC", help="A sweep's TOML file, or a built-in sweep: demo, smoke.")]
+Spec = Annotated[
+    str, typer.Argument(metavar="SPEC", help="A sweep's TOML file, or a built-in sweep: abilities, demo, smoke.")
+]
 ResultsOption = Annotated[Path, typer.Option("--results", metavar="DIR", help="Where results folders stand.")]
 TasksOption = Annotated[
     list[str] | None, typer.Option("--tasks", metavar="NAME|FILE", help="Ask these as well; may be given repeatedly.")

@@ -119,7 +119,7 @@ def test_what_show_prints_of_a_ladder_is_a_family_that_loads(run, spec: Path) ->
 def test_show_without_a_name_shows_the_demo_and_a_wrong_name_the_nearest(run) -> None:
     assert [row["size"] for row in json.loads(run("family", "show", "--json")[1])][:2] == ["2x8", "2x16"]
     code, out, err = run("family", "show", "micor")
-    assert (code, out) == (2, "") and "did you mean 'micro'? Known: demo, smoke, micro, text" in err
+    assert (code, out) == (2, "") and "did you mean 'micro'? Known: abilities, demo, smoke, micro, text" in err
 
 
 # ---- check ----
