@@ -25,19 +25,21 @@ def run_sweep(
     *,
     results: str | Path = "results",
     tasks: Sequence[str] = (),
+    quantize: Sequence[str] = (),
     workers: int | None = None,
     **engine: Any,
 ) -> Results:
     """Train and evaluate what `spec` is missing under `results`/<name>, then analyse it.
 
-    `tasks`: further task names or .py files. `workers`: processes, 0 for this one; by default what suits the sweep.
+    `tasks`: further task names or .py files. `quantize`: weights that last checkpoints are asked with besides, as
+    "int8". `workers`: processes, 0 for this one; by default what suits the sweep.
     `engine`: what else harness.sweep.Engine takes, such as executor="ray"."""
     from harness.plan import make_plan
     from harness.progress import Display
     from harness.spec import load_sweep
     from harness.sweep import Engine, run_missing
 
-    sweep = load_sweep(spec, extra_tasks=tasks, results=Path(results))
+    sweep = load_sweep(spec, extra_tasks=tasks, results=Path(results)).quantized(quantize)
     plan = make_plan(sweep, Path(results))
     with Display(plan, quiet=True) as display:
         run_missing(sweep, Path(results), engine=Engine(workers=workers, **engine), report=display)

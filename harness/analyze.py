@@ -16,6 +16,7 @@ import pandas as pd
 from harness import budgets
 from harness.abilities import abilities_table
 from harness.budgets import has_budgets, one_budget
+from harness.compression import COMPRESSION_COLUMNS, as_trained, compression_table
 from harness.curves import Constants, read_constants
 from harness.emergence import verdicts_table
 from harness.fits import fits_table
@@ -36,12 +37,14 @@ from harness.scores import (
     scores_table,
 )
 from harness.store import (
+    AS_TRAINED,
     TABLES,
     Results,
     StoreError,
     documents_path,
     is_part,
     load_results,
+    places_of,
     read_json,
     read_table,
     samples_path,
@@ -74,16 +77,20 @@ def analyze(folder: Path, *, axis: str = "flops", constants: Mapping[str, Any] |
         documents = pd.concat([read_table(documents_path(folder, t["name"], t["digest"])) for t in tasks])
         samples = _samples(folder, runs, tasks)
         scores = scores_table(samples, documents, tasks, runs)
+        rounded = _rounded(folder, stored, runs, tasks)
+        among = [scores_table(frame, documents, tasks, runs) for frame in rounded.values()]
+        of_all = pd.concat([scores, *among], ignore_index=True) if among else scores
         tables = {
             "runs": runs,
-            "scores": scores,
+            "scores": of_all,
+            "compression": compression_table(samples, rounded, documents, tasks, runs, of_all, chosen),
             "links": links_table(samples, documents, tasks, runs, scores, chosen),
             "missing": missing,
             **_of_answers(samples, documents, tasks, runs),
         }
         write_json(folder / "ledger.json", [_ledger(path) for path in sorted((folder / "runs").glob("*/run.json"))])
     elif (folder / "scores.parquet").exists():
-        scores, links = read_table(folder / "scores.parquet"), folder / "links.parquet"
+        scores, links = as_trained(read_table(folder / "scores.parquet")), folder / "links.parquet"
         tables = {"links": read_table(links) if links.exists() else curve_links_table(scores, chosen)}
         tables |= {name: table for name, table in _no_answers().items() if not (folder / f"{name}.parquet").exists()}
     else:
@@ -139,6 +146,7 @@ def _imported(
     there = set(zip(scores["task"], scores["level"], scores["metric"], strict=True))
     asked = zip(scores["task"], scores["level"], scores["partner"], strict=True)
     scores["partner"] = [key[2] if key in there else None for key in asked]
+    scores = scores.assign(weights=AS_TRAINED)
     scores = add_seed_intervals(add_scale(scores, runs)).sort_values(_ORDER, ignore_index=True)
     scores = scores[[*COLUMNS, *(c for c in ("lower_bound", "upper_bound") if c not in COLUMNS)]]
     runs = runs.assign(sweep=name, flops_per_token=(runs["flops"] / runs["tokens"]).where(runs["tokens"] > 0))
@@ -179,6 +187,7 @@ def _no_answers() -> dict[str, pd.DataFrame]:
         "pairs": PAIR_COLUMNS,
         "positions": POSITION_COLUMNS,
         "reliability": RELIABILITY_COLUMNS,
+        "compression": COMPRESSION_COLUMNS,
     }
     return {name: pd.DataFrame(columns=names) for name, names in columns.items()}
 
@@ -213,10 +222,11 @@ def _runs(folder: Path, stored: dict[str, Any], tasks: list[dict[str, Any]]) -> 
                 # A trunk from before there were branches does not say; its last checkpoint is its decay's end.
                 known["annealed"] = bool(meta.get("annealed", meta.get("is_last")))
                 rows.append({key: known.get(key) for key in run_columns})
-        for step in cell["steps"]:
+        for step, weights in places_of(cell):
             for task in tasks:
-                if not is_part(samples_path(folder, run_id, step, task["name"], task["digest"])):
-                    missing.append(at | {"step": step, "task": task["name"], "reason": error or "not evaluated yet"})
+                if not is_part(samples_path(folder, run_id, step, task["name"], task["digest"], weights)):
+                    reason = error or f"not evaluated yet{'' if weights == AS_TRAINED else f' with {weights} weights'}"
+                    missing.append(at | {"step": step, "task": task["name"], "reason": reason})
     missing += [
         {"run_id": "(all)", "size": "(all)", "task": name, "reason": reason}
         for name, reason in sorted(stored["left_out"].items())
@@ -227,12 +237,28 @@ def _runs(folder: Path, stored: dict[str, Any], tasks: list[dict[str, Any]]) -> 
 
 
 def _samples(folder: Path, runs: pd.DataFrame, tasks: list[dict[str, Any]]) -> pd.DataFrame:
-    paths = [
-        samples_path(folder, run_id, step, task["name"], task["digest"])
-        for run_id, step in zip(runs["run_id"], runs["step"], strict=True)
-        for task in tasks
-    ]
-    frames = [read_table(path) for path in paths if is_part(path)]
+    frames = _parts(folder, runs, tasks, AS_TRAINED)
     if not frames:
         raise StoreError(f"{folder}: no finished run has answers yet; finish the sweep first")
     return with_judgements(pd.concat(frames, ignore_index=True), folder, runs, tasks)
+
+
+def _rounded(
+    folder: Path, stored: dict[str, Any], runs: pd.DataFrame, tasks: list[dict[str, Any]]
+) -> dict[str, pd.DataFrame]:
+    """Return the samples of last checkpoints whose weights were rounded, by weights, in the order they are asked for.
+
+    No judge has read them."""
+    last = runs[runs["is_last"].astype(bool)]
+    wanted = dict.fromkeys(weights for cell in stored["grid"] for weights in cell.get("weights", ()))
+    found = {weights: _parts(folder, last, tasks, weights) for weights in wanted}
+    return {weights: pd.concat(frames, ignore_index=True) for weights, frames in found.items() if frames}
+
+
+def _parts(folder: Path, runs: pd.DataFrame, tasks: list[dict[str, Any]], weights: str) -> list[pd.DataFrame]:
+    paths = [
+        samples_path(folder, run_id, step, task["name"], task["digest"], weights)
+        for run_id, step in zip(runs["run_id"], runs["step"], strict=True)
+        for task in tasks
+    ]
+    return [read_table(path) for path in paths if is_part(path)]

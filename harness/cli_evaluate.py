@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.console import DEFAULT_REPORTS, ReportsOption, print_table, verdict_summary
+from harness.console import DEFAULT_REPORTS, QuantizeOption, ReportsOption, print_table, separated, verdict_summary
 
 if TYPE_CHECKING:
     from harness.jobs import Event
@@ -86,6 +86,7 @@ def evaluate(
     workers: WorkersOption = None,
     executor: ExecutorOption = None,
     batch_tokens: BatchOption = None,
+    quantize: QuantizeOption = None,
     dtype: DtypeOption = "fp32",
     device: DeviceOption = "auto",
     reference: ReferenceOption = False,
@@ -115,13 +116,14 @@ def evaluate(
         models or [],
         tasks or [],
         family=family,
-        sizes=[size.strip() for size in (sizes or "").split(",") if size.strip()],
+        sizes=separated([sizes or ""]),
         steps=steps,
         scales=scales,
         results=results,
         name=name,
         limit=limit,
         shots=shots,
+        quantize=separated(quantize),
         loading=loading,
     )
     for task, reason in evaluation.left_out.items():

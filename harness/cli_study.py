@@ -88,10 +88,12 @@ def forecast(
 ) -> None:
     """Predict every curve at a larger size, with intervals; by default at the ladder's next step."""
     from harness import load_results
+    from harness.compression import as_trained
     from harness.forecast import coverage_table, forecasts_table
 
     found = load_results(results)
-    table = forecasts_table(found.scores, flops=flops, n_params=n_params, tokens=tokens, backtests=found.backtests)
+    scores = as_trained(found.scores)
+    table = forecasts_table(scores, flops=flops, n_params=n_params, tokens=tokens, backtests=found.backtests)
     table = table[table["predictor"] == "stack"]
     if (table["extrapolation"] < 0).any():
         print(

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.console import DEFAULT_REPORTS, JsonOption, ReportsOption, print_table, verdict_summary
+from harness.console import (
+    DEFAULT_REPORTS,
+    JsonOption,
+    QuantizeOption,
+    ReportsOption,
+    print_table,
+    separated,
+    verdict_summary,
+)
 
 if TYPE_CHECKING:
     from harness.plan import Plan
@@ -70,6 +78,7 @@ def plan(
     results: ResultsOption = _DEFAULT_RESULTS,
     workers: WorkersOption = None,
     budget_minutes: BudgetOption = None,
+    quantize: QuantizeOption = None,
     jobs: Annotated[bool, typer.Option("--jobs", help="List every job of the graph.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -77,7 +86,7 @@ def plan(
     from harness.plan import make_plan
     from harness.sweep import default_workers
 
-    found = make_plan(_load(spec, tasks, results, workers, budget_minutes), results)
+    found = make_plan(_load(spec, tasks, results, workers, budget_minutes).quantized(separated(quantize)), results)
     if jobs:
         _print_jobs(found, as_json=as_json)
     else:
@@ -100,6 +109,7 @@ def sweep(
     slurm: SlurmOption = None,
     budget_minutes: BudgetOption = None,
     log_with: LogOption = None,
+    quantize: QuantizeOption = None,
 ) -> None:
     """Train and evaluate what is missing, then analyse and report. Run again to finish or extend."""
     from harness.sweep import Engine
@@ -115,7 +125,7 @@ def sweep(
         memory_limit_bytes=int(memory_limit * 1e9) if memory_limit else None,
         options=options,
     )
-    loaded = _load(spec, tasks, results, workers, budget_minutes)
+    loaded = _load(spec, tasks, results, workers, budget_minutes).quantized(separated(quantize))
     _run(loaded.log_with(log_with) if log_with else loaded, results, reports, engine, quiet=quiet)
 
 
@@ -176,12 +186,13 @@ def _load(
 def _run(loaded: Sweep, results: Path, reports: Path, engine: Engine, *, quiet: bool) -> None:
     from dataclasses import replace
 
-    from harness.plan import make_plan
+    from harness.plan import check_settings, make_plan
     from harness.progress import Display
     from harness.stopping import stopping_on_signals
     from harness.sweep import default_workers, run_missing
 
     started = time.monotonic()
+    check_settings(loaded, results / loaded.spec.name)
     before = make_plan(loaded, results)
     for name, reason in loaded.left_out.items():
         print(f"left out: {name}: {reason}", file=sys.stderr)

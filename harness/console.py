@@ -15,7 +15,19 @@ if TYPE_CHECKING:
 ReportsOption = Annotated[Path, typer.Option("--reports", metavar="DIR", help="Where report folders stand.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
+QuantizeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--quantize", metavar="A,B", help="Ask each run's last checkpoint again with rounded weights: bf16, int8, int4."
+    ),
+]
+
 DEFAULT_REPORTS = Path("reports")
+
+
+def separated(given: list[str] | None) -> list[str]:
+    """Return the values of an option that is repeated or holds several with commas between, each once."""
+    return list(dict.fromkeys(part for text in given or () for value in text.split(",") if (part := value.strip())))
 
 
 def verdict_summary(verdicts: pd.DataFrame) -> pd.DataFrame:

@@ -36,6 +36,7 @@ from harness.judge import judged_tasks, unjudged
 from harness.spec import InputError, digest
 from harness.stopping import Stop
 from harness.store import (
+    AS_TRAINED,
     DOCUMENTS,
     Results,
     documents_path,
@@ -70,6 +71,7 @@ class Evaluation:
     limit: int | None
     left_out: dict[str, str]
     loading: Loading
+    quantize: tuple[str, ...] = ()  # of each run the last checkpoint again, with its weights rounded to these
 
 
 def evaluate(
@@ -84,6 +86,7 @@ def evaluate(
     name: str | None = None,
     limit: int | None = None,
     shots: int | None = None,
+    quantize: Sequence[str] = (),
     workers: int | None = None,
     executor: str | None = None,
     **loading: Any,
@@ -91,8 +94,9 @@ def evaluate(
     """Ask models (folders, run folders, org/name@revision) or a published family some tasks; return the tables.
 
     `tasks`: names or .py files, by default all that are available here. The answers stand in `results`/`name`, and
-    what is there already is not asked again. `loading`: the fields of `Loading`. Raises EvaluationFailed when no
-    model could be asked; what failed of some stands in `missing`."""
+    what is there already is not asked again. `quantize`: the last checkpoint of each run is asked once more with its
+    weights rounded to each of these (models.quantize). `loading`: the fields of `Loading`. Raises EvaluationFailed when
+    no model could be asked; what failed of some stands in `missing`."""
     from harness.analyze import analyze
 
     evaluation = prepare(
@@ -106,6 +110,7 @@ def evaluate(
         name=name,
         limit=limit,
         shots=shots,
+        quantize=quantize,
         loading=Loading(**loading),
     )
     failures = run(evaluation, workers=workers, executor=executor)
@@ -126,15 +131,19 @@ def prepare(
     name: str | None = None,
     limit: int | None = None,
     shots: int | None = None,
+    quantize: Sequence[str] = (),
     loading: Loading | None = None,
 ) -> Evaluation:
     """Find models and tasks and check all that can be checked without weights. All unusable models are named."""
     from models.pretrained import DTYPES, describe, find_device
+    from models.quantize import ROUNDED
     from models.spec import SpecError
 
     loading = loading or Loading()
     if loading.dtype not in DTYPES:
         raise InputError(f"--dtype {loading.dtype}: accepted: {', '.join(DTYPES)}")
+    if unknown := [name for name in quantize if name not in ROUNDED]:
+        raise InputError(f"--quantize {unknown[0]}: accepted: {', '.join(ROUNDED)}")
     find_device(loading.device)
     found = find_checkpoints(models, family=family, sizes=sizes, steps=steps, scales=scales)
     name = name or family or (found[0].run_id if len({c.run_id for c in found}) == 1 else "evaluation")
@@ -171,6 +180,7 @@ def prepare(
         limit=limit,
         left_out=left_out,
         loading=loading,
+        quantize=tuple(dict.fromkeys(quantize)),
     )
 
 
@@ -204,9 +214,10 @@ def run(
                 write_table(path, documents_frame(item.task.documents(limit=item.limit)), DOCUMENTS)
         there = {name for name in stored.get("left_out", {}) if name in {task["name"] for task in tasks}}
         left_out = {k: v for k, v in (stored.get("left_out", {}) | evaluation.left_out).items() if k not in there}
-        flops = describe_folder(folder, tasks=tasks, left_out=left_out, settings=settings)
+        flops = describe_folder(folder, tasks=tasks, left_out=left_out, settings=settings, quantize=evaluation.quantize)
         jobs = _jobs(evaluation, to_ask)
-        asked, all_of = sum(len(job.payload.asked) for job in jobs), len(evaluation.checkpoints) * len(to_ask)
+        asked = sum(_n_asked(job) for job in jobs)
+        all_of = sum(len(places) for places in _places(evaluation).values()) * len(to_ask)
         say(f"{folder.name}: {asked} of {all_of} cells (checkpoint x task) to ask, in {folder}; C is {flops}")
 
         def record(event: Event) -> None:
@@ -239,7 +250,7 @@ def default_workers(jobs: Sequence[Job]) -> int:
     """Return 0 (this process) for few or small models, where workers would cost more than they save, else one per core.
 
     On GPUs one per GPU."""
-    work = sum(job.payload.checkpoint.n_params * len(job.payload.asked) for job in jobs)
+    work = sum(job.payload.checkpoint.n_params * _n_asked(job) for job in jobs)
     if work < _WORTH_A_WORKER or len(jobs) < 2:
         return 0
     return min(len(visible_gpus()) or usable_cores(), len(jobs))
@@ -306,17 +317,34 @@ def _left_behind(evaluation: Evaluation, task: str, digest: str) -> list[str]:
 
 def _jobs(evaluation: Evaluation, to_ask: Sequence[TaskToAsk]) -> list[Job]:
     """Lay out a job for every checkpoint that lacks answers; the largest model starts first."""
-    jobs = []
+    jobs, places = [], _places(evaluation)
     for c in evaluation.checkpoints:
-        asked = tuple(
-            (item.task.name, item.limit, item.digest)
-            for item in to_ask
-            if not is_part(samples_path(evaluation.folder, c.run_id, c.step, item.task.name, item.digest))
-        )
-        if asked:
+        missing = {
+            weights: tuple(
+                (item.task.name, item.limit, item.digest)
+                for item in to_ask
+                if not is_part(samples_path(evaluation.folder, c.run_id, c.step, item.task.name, item.digest, weights))
+            )
+            for weights in places[c.run_id, c.step]
+        }
+        if asked := tuple((weights, items) for weights, items in missing.items() if items):
+            cost = c.n_params * sum(len(items) for _, items in asked)
             order = _order(evaluation, c, asked=asked)
-            jobs.append(Job(key=f"{c.run_id} step {c.step}", payload=order, cost=c.n_params * len(asked)))
+            jobs.append(Job(key=f"{c.run_id} step {c.step}", payload=order, cost=cost))
     return jobs
+
+
+def _places(evaluation: Evaluation) -> dict[tuple[str, int], list[str]]:
+    """Return with which weights each checkpoint is asked: as trained, and the last of its run also rounded."""
+    last = {run["run_id"]: last_of(run).step for run in read_runs(evaluation.folder)}
+    return {
+        (c.run_id, c.step): [AS_TRAINED, *(evaluation.quantize if c.step == last[c.run_id] else ())]
+        for c in evaluation.checkpoints
+    }
+
+
+def _n_asked(job: Job) -> int:
+    return sum(len(items) for _, items in job.payload.asked)
 
 
 def _judging(evaluation: Evaluation, tasks: list[dict[str, Any]]) -> list[Job]:

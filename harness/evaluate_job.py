@@ -15,7 +15,7 @@ from harness.families import Checkpoint
 from harness.jobs import Context, Job, Stopped
 from harness.judge import judge_cells
 from harness.spec import InputError
-from harness.store import read_json, write_json
+from harness.store import AS_TRAINED, read_json, write_json
 from harness.work import EvaluationFailed
 from tasks import Task, available, load_tasks
 
@@ -43,7 +43,8 @@ class Order:
     results: Path  # the results folder
     names: tuple[str, ...]  # of all tasks, files by absolute path
     shots: int | None
-    asked: tuple[tuple[str, int | None, str], ...] = ()  # task, documents per level, digest of its parts
+    # By weights (as trained first): task, documents per level, digest of its parts.
+    asked: tuple[tuple[str, tuple[tuple[str, int | None, str], ...]], ...] = ()
     judged: tuple[tuple[str, int], ...] = ()  # runs and steps to read instead
 
 
@@ -85,38 +86,48 @@ def _ask(order: Order, context: Context) -> None:
     checkpoint, loading = order.checkpoint, order.loading
     found = describe(checkpoint.source, checkpoint.revision, trust_remote_code=loading.trust_remote_code)
     tasks = {task.name: task for task in tasks_of(order.names, order.shots)}
-    items = [TaskToAsk(task=tasks[name], limit=limit, digest=digest) for name, limit, digest in order.asked]
+    items = {
+        weights: [TaskToAsk(task=tasks[name], limit=limit, digest=digest) for name, limit, digest in asked]
+        for weights, asked in order.asked
+    }
     failures: dict[str, str] = {}
-    for item in items:  # what cannot be asked is known before any weight is read
+    each = {item.task.name: item for asked in items.values() for item in asked}
+    for item in each.values():  # what cannot be asked is known before any weight is read
         try:
             check_questions(questions_of(item, found.reader, found.tokenizer_digest), found.reader)
         except ValueError as error:
             failures[item.task.name] = str(error)
             context.report({"task": item.task.name, "error": str(error)})
 
-    def tell(item: TaskToAsk, info: dict[str, Any]) -> None:
-        if not info and context.stopping():
-            raise Stopped(f"before {item.task.name}; the answers to other tasks are kept")
-        context.report({"task": item.task.name} | info)
+    for weights, asked in items.items():
+        wanted = [item for item in asked if item.task.name not in failures]
+        if not wanted:
+            continue
+        rounded = "" if weights == AS_TRAINED else f" with {weights} weights"
 
-    wanted = [item for item in items if item.task.name not in failures]
-    if wanted:
-        context.report({"loading": checkpoint.name})
-        model, now = _load_model(order)
+        def tell(item: TaskToAsk, info: dict[str, Any], rounded: str = rounded) -> None:
+            if not info and context.stopping():
+                raise Stopped(f"before {item.task.name}; the answers to other tasks are kept")
+            context.report({"task": f"{item.task.name}{rounded}"} | info)
+
+        context.report({"loading": f"{checkpoint.name}{rounded}"})
+        model, now = _load_model(order, weights)
         check_source(order.results, checkpoint, now)
         path = source_path(order.results, checkpoint.run_id, checkpoint.step)
         if not path.exists():
             about = {"device": find_device(loading.device), "attention": model.model.config._attn_implementation}
             write_json(path, now | about)
-        failures |= ask_tasks(
+        failed = ask_tasks(
             model,
             wanted,
             results=order.results,
             run_id=checkpoint.run_id,
             step=checkpoint.step,
+            weights=weights,
             tokenizer=found.tokenizer_digest,
             tell=tell,
         )
+        failures |= {f"{name}{rounded}": reason for name, reason in failed.items()}
     if failures:
         raise EvaluationFailed("; ".join(f"{name}: {reason}" for name, reason in failures.items()))
 
@@ -142,14 +153,17 @@ def check_questions(asked: Sequence[Question], reader: Reader) -> None:
             )
 
 
-def _load_model(order: Order) -> tuple[Any, dict[str, str]]:
-    """Return the model and the digests of what it was loaded from."""
+def _load_model(order: Order, weights: str = AS_TRAINED) -> tuple[Any, dict[str, str]]:
+    """Return the model, its weights rounded where that is asked, and the digests of what it was loaded from."""
     from models.hub import locate, weights_file_digest
     from models.pretrained import describe, load_model
+    from models.quantize import quantize
 
     checkpoint, loading = order.checkpoint, asdict(order.loading)
     source, revision, code = checkpoint.source, checkpoint.revision, order.loading.trust_remote_code
     model = load_model(source, revision=revision, **loading)
+    if weights != AS_TRAINED:
+        quantize(model.model, weights)  # type: ignore[attr-defined]  # every LanguageModel of ours has one
     folder = locate(source, revision, weights=True, code=code)
     found = describe(source, revision, trust_remote_code=code)
     return model, identity(found, weights_file_digest(folder), code=code)

@@ -145,9 +145,18 @@ def close_run(folder: Path, run_id: str, *, cpu_seconds: float = 0.0, wall_secon
 
 
 def describe_folder(
-    folder: Path, *, tasks: list[dict[str, Any]], left_out: Mapping[str, str], settings: Mapping[str, Any]
+    folder: Path,
+    *,
+    tasks: list[dict[str, Any]],
+    left_out: Mapping[str, str],
+    settings: Mapping[str, Any],
+    quantize: Iterable[str] = (),
 ) -> str:
-    """Write spec.json and tasks.json: all runs with all their checkpoints, all tasks. Return how FLOPs are counted."""
+    """Write spec.json and tasks.json: all runs with all their checkpoints, all tasks. Return how FLOPs are counted.
+
+    `quantize`: the weights that are asked for now, beside those that were before."""
+    before = read_json(folder / "spec.json")["grid"] if (folder / "spec.json").exists() else []
+    weights = list(dict.fromkeys([*(name for cell in before for name in cell.get("weights", ())), *quantize]))
     runs = {run["run_id"]: planned(run) for run in read_runs(folder)}
     size = labels({run_id: (c[0].model, c[0].size) for run_id, c in runs.items()})
     # One way for all of them: a run of ours knows its FLOPs exactly, of the others only C = 6 N D is known.
@@ -158,6 +167,7 @@ def describe_folder(
             "size": size[run_id],
             "seed": c[0].seed,
             "steps": [checkpoint.step for checkpoint in c],
+            **({"weights": weights} if weights else {}),
             "n_params": c[0].n_params,
             "n_params_non_embedding": c[0].n_params_non_embedding,
             "flops_per_token": c[0].flops_per_token if exact else 6 * c[0].n_params_non_embedding,

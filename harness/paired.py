@@ -82,7 +82,7 @@ def compare(
             if (run_id, step) in asked:
                 answers[run_id, step] = part, cell
         values: dict[tuple[str, Model], Any] = {}
-        for name in _wanted(task) if metrics is None else [name for name in task["metrics"] if name in metrics]:
+        for name in wanted(task) if metrics is None else [name for name in task["metrics"] if name in metrics]:
             for pair, a, b in pairs:
                 if a in answers and b in answers:
                     row = {"task": task["name"], "level": level, "metric": name, "headline": name == task["metric"]}
@@ -100,7 +100,7 @@ def compare(
     return table[PAIR_COLUMNS]
 
 
-def _wanted(task: dict[str, Any]) -> list[str]:
+def wanted(task: dict[str, Any]) -> list[str]:
     """Return the headline of a task and its continuous partner, as far as they are scored from answers.
 
     What only describes a text has no better and worse, and is compared where it is asked for by name."""
@@ -160,10 +160,10 @@ def _compared(
     scored = []
     for model, cell, index in ((a, cell_a, in_a), (b, cell_b, in_b)):
         if len(index) < len(cell.logprobs):
-            scored.append(_scores(name, subset(cell, index)))
+            scored.append(per_document(name, subset(cell, index)))
         else:
             if (name, model) not in values:
-                values[name, model] = _scores(name, cell)
+                values[name, model] = per_document(name, cell)
             scored.append(values[name, model])
     wrong = next((reason for reason, *_ in scored if reason), "")
     measured: dict[str, Any] = dict.fromkeys(_MEASURED, math.nan) | {"n": len(in_a), "method": None}
@@ -181,7 +181,7 @@ def _compared(
     return measured | {"note": "; ".join(filter(None, [wrong, *notes])) or None}
 
 
-def _scores(name: str, cell: Cell) -> tuple[str, np.ndarray, np.ndarray | None, str]:
+def per_document(name: str, cell: Cell) -> tuple[str, np.ndarray, np.ndarray | None, str]:
     """Return why a metric has no value by document, or "", the values, their weights, and why they tell no error."""
     none = (np.empty(0), None, "")
     if not len(cell.logprobs):

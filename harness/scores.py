@@ -15,7 +15,7 @@ from scipy.stats import t as student_t
 from harness import budgets
 from harness.cells import cells, unusable
 from harness.intervals import Z, item_interval, standard_error, wilson, withheld
-from harness.store import StoreError
+from harness.store import AS_TRAINED, StoreError
 from tasks.metrics import METRICS, Cell
 
 __all__ = [
@@ -37,7 +37,7 @@ _KEYS = ["task", "level", "metric", "n_params", "size", "seed", "run_id", "step"
 _ASKED = ["task", "kind", "ability", "role", "level", "metric", "headline", "continuous", "higher_is_better", "partner"]
 _SCORED = ["value", "item_se", "item_lo", "item_hi", "n", "chance", "chance_source"]
 _SEEDS = ["seed_mean", "seed_sd", "seed_lo", "seed_hi", "n_seeds"]
-COLUMNS = ["run_id", "step", *_SCALE, *_ASKED, *_SCORED, *_SEEDS, "task_digest", "note"]
+COLUMNS = ["run_id", "step", *_SCALE, *_ASKED, *_SCORED, *_SEEDS, "task_digest", "weights", "note"]
 # Documents of the row that were not asked, or not decided, as planned; missing where the answers do not say. Scores
 # that come without answers do not have these columns.
 FLAGS = ["n_truncated", "n_straddles", "n_shots_dropped", "n_near_ties"]
@@ -77,9 +77,16 @@ def score_cells(samples: pd.DataFrame, documents: pd.DataFrame, tasks: list[dict
                 "chance": chance,
                 "chance_source": source,
                 "task_digest": task["digest"],
+                "weights": _weights(part),
             }
             rows.append(row | flags | {"n_near_ties": _near_ties(name, cell, note)} | _score(name, cell, note))
-    return pd.DataFrame(rows, columns=["run_id", "step", *_ASKED, *_SCORED, *FLAGS, "task_digest", "note"])
+    return pd.DataFrame(rows, columns=["run_id", "step", *_ASKED, *_SCORED, *FLAGS, "task_digest", "weights", "note"])
+
+
+def _weights(part: pd.DataFrame) -> str:
+    """Return what the weights behind some samples were rounded to; parts from before there was a choice do not say."""
+    known = part["weights"].dropna() if "weights" in part else pd.Series(dtype=object)
+    return str(known.iloc[0]) if len(known) else AS_TRAINED
 
 
 def _flags(part: pd.DataFrame) -> dict[str, float]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import numpy as np
 from pydantic import (
@@ -128,13 +128,16 @@ class Corpus(_Section):
         return {key: value for key, value in write(self).items() if key != "texts" or value}
 
 
+Weights = Literal["bf16", "int8", "int4"]  # what weights can be rounded to: models.quantize, which needs torch
+
+
 class Evaluate(_Section):
     """Which tasks, on how many documents of each level, at which checkpoints."""
 
     tasks: Annotated[list[str], Field(min_length=1)] | None = None
     documents: Annotated[int, Field(gt=0)] | None = None
     checkpoints: Literal["last", "ends", "all"] = "last"
-    quantize: list[Literal["bf16", "int8", "int4"]] = []  # every run's last checkpoint again, with its weights rounded
+    quantize: list[Weights] = []  # every run's last checkpoint again, with its weights rounded
 
     @field_validator("quantize")
     @classmethod
@@ -237,6 +240,14 @@ class Sweep:
         """Return the same sweep, whose runs are shown to this tracker."""
         compute = self.spec.compute.model_copy(update={"log_with": tracker})
         return replace(self, spec=self.spec.model_copy(update={"compute": compute}))
+
+    def quantized(self, weights: Iterable[str]) -> Sweep:
+        """Return the same sweep, whose last checkpoints are asked with these weights, too. Raises InputError."""
+        if unknown := [name for name in weights if name not in get_args(Weights)]:
+            raise InputError(f"--quantize {unknown[0]}: accepted: {', '.join(get_args(Weights))}")
+        both = list(dict.fromkeys([*self.spec.evaluate.quantize, *weights]))
+        evaluate = self.spec.evaluate.model_copy(update={"quantize": both})
+        return replace(self, spec=self.spec.model_copy(update={"evaluate": evaluate}))
 
     def limit(self, task: Task) -> int | None:
         """Return how many documents of each level are asked; None for all."""

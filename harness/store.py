@@ -43,7 +43,7 @@ DAMAGED = ".damaged"
 
 TABLES = (
     *("runs", "scores", "fits", "links", "backtests", "forecasts", "verdicts", "examples", "missing"),
-    *("pairs", "positions", "reliability", "abilities"),
+    *("pairs", "positions", "reliability", "abilities", "compression"),
 )
 
 SAMPLES = pa.schema(
@@ -131,6 +131,7 @@ class Results:
     positions: pd.DataFrame
     reliability: pd.DataFrame
     abilities: pd.DataFrame
+    compression: pd.DataFrame
 
 
 def is_analysed(folder: Path) -> bool:

@@ -6,6 +6,7 @@ Each figure is two functions: `*_data` selects the numbers that are drawn (and s
 from harness.figures.abilities import ability_data, ability_figure
 from harness.figures.answers import MIN_ANSWERS, position_data, position_figure, reliability_data, reliability_figure
 from harness.figures.base import bounds, by_size, inline_svg, save
+from harness.figures.compression import compression_data, compression_figure
 from harness.figures.curves import curve_data, curve_figure, panels, seeds_data, seeds_figure
 from harness.figures.forecasts import (
     backtest_data,
@@ -37,6 +38,8 @@ __all__ = [
     "budgets_data",
     "by_size",
     "calibration_figure",
+    "compression_data",
+    "compression_figure",
     "coverage_data",
     "curve_data",
     "curve_figure",

@@ -12,6 +12,7 @@ import pandas as pd
 
 from harness.axes import curve_rows, make_cell
 from harness.budgets import one_budget
+from harness.compression import as_trained
 from harness.curves import Cell, Constants
 from harness.wording import loads
 
@@ -22,7 +23,7 @@ COLUMNS = {
     "tokenizer_digest trunk annealed",
     "scores": "run_id size n_params_non_embedding n_params seed step tokens flops is_last task kind ability role level "
     "metric headline continuous higher_is_better partner value item_se item_lo item_hi n chance seed_mean seed_sd "
-    "seed_lo seed_hi n_seeds note lower_bound upper_bound n_truncated n_straddles n_shots_dropped n_near_ties "
+    "seed_lo seed_hi n_seeds weights note lower_bound upper_bound n_truncated n_straddles n_shots_dropped n_near_ties "
     "trunk annealed",
     "fits": "subject form x params ci objective n_points n_sizes n_starts n_starts_agreeing converged aicc note band "
     "recipe",
@@ -43,6 +44,9 @@ COLUMNS = {
     "accuracy accuracy_lo accuracy_hi ece ece_calibrated n_documents",
     "abilities": "ability size n_params n_params_non_embedding tokens flops value lo hi interval n_seeds n_tasks tasks "
     "values left_out note",
+    "compression": "task level metric headline higher_is_better weights size n_params n_params_non_embedding tokens "
+    "flops n_seeds n before after difference se lo hi p q method chance kept kept_lo kept_hi label onset label_before "
+    "onset_before note",
     "forecasts": "task level metric kind role headline continuous predictor target_n_params_non_embedding "
     "target_tokens target_flops predicted lo50 hi50 lo80 hi80 lo95 hi95 weight extrapolation note",
 }
@@ -54,6 +58,7 @@ LATER = (
     "positions",
     "reliability",
     "abilities",
+    "compression",
 )  # an older folder does not have them
 KEYS = ["task", "level", "metric"]
 
@@ -76,6 +81,7 @@ class Tables:
     positions: pd.DataFrame
     reliability: pd.DataFrame
     abilities: pd.DataFrame
+    compression: pd.DataFrame
 
     def __init__(self, results: Any) -> None:
         self.tasks: list[dict[str, Any]] = list(results.tasks or [])
@@ -95,7 +101,8 @@ class Tables:
         self.name = str(self.about.get("name") or self.path.name)
         self.folder = f"results/{self.path.name}"
         self.ledger: list[dict[str, Any]] = list(results.ledger or [])
-        self.all_scores, self.scores = self.scores, one_budget(self.scores)
+        self.all_scores = as_trained(self.scores)
+        self.scores = one_budget(self.all_scores)
         self.ends = self.runs[self.runs["is_last"].eq(True)]
         self.last = one_budget(self.ends)
         self.branches = self.ends[self.ends["trunk"].notna()]

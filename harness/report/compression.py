@@ -1,0 +1,172 @@
+"""Does the ability survive compression: what rounded weights change, by task and size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from harness import figures
+from harness.compression import survives
+from harness.report.drawing import Drawn, save_figure
+from harness.report.tables import Tables
+from harness.wording import DASH, count, interval, known, label_name, listing, natural, number, place_on
+
+# Labels that say of an ability that it was acquired on the ladder, those that jump or come late first.
+ACQUIRED = ("emergent_sharp", "emergent_metric_dependent", "smooth_late_onset", "bimodal_seeds", "smooth")
+ALPHA = 0.05
+MEANINGS = {
+    "bf16": "bf16: every number of a model rounded to bfloat16 (8 bits of mantissa)",
+    "int8": "int8: each weight of the linear maps rounded to one of 255 steps, a scale for each output",
+    "int4": "int4: to one of 15 steps, a scale for each 32 inputs of an output",
+}
+
+
+def compression_facts(page: Tables) -> dict[str, Any]:
+    """Return what the section says; empty where no checkpoint was asked with rounded weights."""
+    if page.compression.empty:
+        return {}
+    rows = _largest_budget(page.compression)
+    weights = list(dict.fromkeys(rows["weights"]))
+    sizes = figures.by_size(rows)
+    heads = rows[rows["headline"].eq(True)]
+    curves = sorted(
+        {(str(task), str(level)) for task, level in zip(heads["task"], heads["level"], strict=True)},
+        key=lambda key: (page.task_order.get(key[0], len(page.task_order)), natural(key[1])),
+    )
+    labels = _labels(page)
+    table = [
+        _curve(page, heads[heads["task"].eq(task) & heads["level"].eq(level)], weights, labels.get((task, level)))
+        for task, level in curves
+    ]
+    return {
+        "weights": weights,
+        "meanings": [MEANINGS.get(name, name) for name in weights],
+        "answers": [_answer(name, table) for name in weights],
+        "rows": table,
+        "sizes": sizes,
+        "by_size": [
+            {"task": task, "level": level, "weights": name, "cells": _cells(part, sizes)}
+            for task, level in curves
+            for name in weights
+            if len(part := heads[heads["task"].eq(task) & heads["level"].eq(level) & heads["weights"].eq(name)])
+        ],
+    }
+
+
+def _labels(page: Tables) -> dict[tuple[str, str], str]:
+    """Return the verdict on every headline curve of the models as trained."""
+    heads = page.verdicts[page.verdicts["headline"].eq(True)]
+    return dict(zip(zip(heads["task"], heads["level"], strict=True), heads["label"], strict=True))
+
+
+def _largest_budget(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of every size's largest token budget."""
+    tokens = table["tokens"].astype(float)
+    return table[tokens.eq(tokens.groupby(table["size"]).transform("max")) | tokens.isna()]
+
+
+def _curve(page: Tables, rows: pd.DataFrame, weights: list[str], label: str | None) -> dict[str, Any]:
+    """Return one curve at its largest size: the score as trained, and of each of the other weights what it changes."""
+    first, largest = rows.iloc[0], figures.by_size(rows)[-1]
+    at = rows[rows["size"].eq(largest)]
+    before = at["before"].dropna()
+    return {
+        "task": first["task"],
+        "level": first["level"],
+        "metric": first["metric"],
+        "control": first["task"] in page.controls,
+        "label": label,
+        "acquired": label in ACQUIRED and first["task"] not in page.controls,
+        "before": f"{before.iloc[0]:.3f}" if len(before) else DASH,
+        "cells": {name: _change(at[at["weights"].eq(name)]) for name in weights},
+    }
+
+
+def _change(rows: pd.DataFrame) -> dict[str, Any]:
+    """Return what one size changes by with some weights."""
+    if rows.empty or not known(rows["difference"].iloc[0]):
+        note = rows["note"].iloc[0] if len(rows) else None
+        why = note if isinstance(note, str) else "not asked"
+        return {"change": DASH, "kept": why, "survives": "", "verdict": "", "significant": False, "loss": 0.0}
+    row = rows.iloc[0]
+    kept, low, high = (number(row[name]) for name in ("kept", "kept_lo", "kept_hi"))
+    sign = 1 if number(row["higher_is_better"]) == 1 else -1
+    return {
+        "change": interval(row["difference"], row["lo"], row["hi"], "{:+.3f}"),
+        "kept": f"keeps {interval(kept, low, high, '{:.0%}')}" if known(kept) else "",
+        "survives": survives(kept, low, high),
+        "verdict": _verdict(row),
+        "significant": known(row["q"]) and number(row["q"]) <= ALPHA,
+        "loss": -sign * number(row["difference"]),
+    }
+
+
+def _verdict(row: pd.Series) -> str:
+    """Say what becomes of the verdict on the whole curve, "" where nothing does."""
+    before, now = row["label_before"], row["label"]
+    if not isinstance(now, str):
+        return ""
+    if now != before:
+        return f"the curve: {label_name(now)}"
+    onsets = [place_on(number(row[name]), "flops") for name in ("onset_before", "onset")]
+    return f"onset {onsets[0]} → {onsets[1]} FLOPs" if known(row["onset"]) and onsets[0] != onsets[1] else ""
+
+
+def _cells(rows: pd.DataFrame, sizes: list[str]) -> list[str]:
+    """Return the change at every size; a star where it is significant."""
+    at = rows.drop_duplicates("size").set_index("size")
+    said = []
+    for size in sizes:
+        if size not in at.index or not known(at.loc[size, "difference"]):
+            said.append(DASH)
+            continue
+        star = "*" if known(at.loc[size, "q"]) and number(at.loc[size, "q"]) <= ALPHA else ""
+        said.append(f"{number(at.loc[size, 'difference']):+.3f}{star}")
+    return said
+
+
+def _answer(weights: str, table: list[dict[str, Any]]) -> str:
+    """Say how many of the abilities that the ladder acquires survive at the largest size, and which do not."""
+    cells = [(row, row["cells"][weights]) for row in table]
+    fallen = [(row, cell) for row, cell in cells if cell["significant"] and cell["loss"] > 0]
+    said = f"{count(len(fallen), 'score')} of {len(table)} at the largest size "
+    said += f"{'falls' if len(fallen) == 1 else 'fall'} significantly"
+    if fallen:
+        row, cell = max(fallen, key=lambda pair: float(pair[1]["loss"]))
+        said += f", most that of {_place(row)}: {cell['change']}"
+    asked = {_place(row): cell["survives"] for row, cell in cells if row["acquired"] and cell["survives"]}
+    if not asked:
+        return f"{weights}: no curve rises clearly above chance, so no ability could be lost; {said}."
+    survived = sum(word == "yes" for word in asked.values())
+    text = f"{weights}: {survived} of {count(len(asked), 'ability', 'abilities')} that the ladder acquires "
+    text += f"{'survives' if survived == 1 else 'survive'} at the largest size"
+    for word, name in (("no", "lost"), ("undecided", "not decided")):
+        if places := [place for place, found in asked.items() if found == word]:
+            text += f"; {name}: {listing(places)}"
+    return f"{text}. {said[0].upper()}{said[1:]}."
+
+
+def _place(row: dict[str, Any]) -> str:
+    return f"{row['task']}, {row['level']}" if row["level"] else str(row["task"])
+
+
+def compression_figures(page: Tables, folder: Path) -> list[Drawn]:
+    """Scores as trained and with rounded weights, against scale."""
+    if page.compression.empty:
+        return []
+    axis = page.axis if page.axis in page.compression else "flops"
+    rows = _largest_budget(page.compression)
+    rank = {label: i for i, label in enumerate(ACQUIRED)}
+    acquired = [(place, rank[label]) for place, label in _labels(page).items() if label in rank]
+    first = [place for place, _ in sorted(acquired, key=lambda pair: pair[1])]
+    data = figures.compression_data(rows, axis, first)
+    if data.empty:
+        return []
+    what = (
+        "Headline scores of the same checkpoints with other weights, means over seeds. Upright bars: 95 % interval of "
+        "the difference from the score as trained, paired by document; marks stand side by side for the eye. Curves "
+        "that jump or come late first, then those that change most"
+    )
+    return [save_figure(figures.compression_figure(data, axis), folder, "compression", data, what)]
