@@ -21,18 +21,45 @@ def words_in_any_order(words: int) -> dict[str, float]:
     return {"exact_match": math.factorial(N_ENTRIES - words) / math.factorial(N_ENTRIES)}
 
 
-@task("lexicon", kind="generation", ability="adaptation", shortcut=words_in_any_order, words=[1, 2, 3])
+def draw_lexicon(rng: np.random.Generator) -> tuple[str, dict[str, str]]:
+    """Four words with their meaning in a language of their own."""
+    known, foreign = distinct(rng, WORD_CLASSES[0], N_ENTRIES), distinct(rng, SYLLABLES, N_ENTRIES)
+    entries = dict(zip(known, foreign, strict=True))
+    return f"lex {spaced(symbol for entry in entries.items() for symbol in entry)}", entries
+
+
+def lexicon_row(rng: np.random.Generator, chars: int) -> str:
+    """One lexicon with one to three words at a time to translate until the row is full.
+
+    Only first questions are ever evaluation documents, and none of them is here.
+    """
+    row, entries = draw_lexicon(rng)
+    while len(row) < chars or "->" not in row:
+        asked = distinct(rng, tuple(entries), 1 + int(rng.random() * 3))
+        question = f"{row} ? {spaced(asked)} ->"
+        if "->" in row or not held_out(question):
+            row = f"{question} {spaced(entries[word] for word in asked)}"
+    return row
+
+
+@task(
+    "lexicon",
+    kind="generation",
+    ability="adaptation",
+    train=lexicon_row,
+    shortcut=words_in_any_order,
+    words=[1, 2, 3],
+)
 def lexicon(rng: np.random.Generator, words: int) -> Answer:
     """Translate words into a language whose four words stand in the prompt and mean something else in every other.
 
     Chance 1/4, 1/12 and 1/24 for guessing among the four. Each word has to be found in the question and then in the
     lexicon, one step more than `recall`. After the in-context copying of Olsson et al. 2022.
     """
-    known, foreign = distinct(rng, WORD_CLASSES[0], N_ENTRIES), distinct(rng, SYLLABLES, N_ENTRIES)
-    entries = dict(zip(known, foreign, strict=True))
-    asked = distinct(rng, tuple(known), words)
-    table = spaced(symbol for entry in entries.items() for symbol in entry)
-    return Answer(f"lex {table} ? {spaced(asked)} ->", spaced(entries[word] for word in asked), max_tokens=words + 2)
+    table, entries = draw_lexicon(rng)
+    asked = distinct(rng, tuple(entries), words)
+    answer = spaced(entries[word] for word in asked)
+    return Answer(f"{table} ? {spaced(asked)} ->", answer, stop=("\n", " ?"), max_tokens=words + 2)
 
 
 # ---- a rule ----
@@ -80,7 +107,7 @@ def rule(rng: np.random.Generator, shown: int) -> Choice:
 
 N_SHOWN = 6
 MOODS = ("good", "bad")
-FLIPPED_SHARE = 0.25  # of the training rows: rare, so that their usual meaning is what a model expects
+FLIPPED_SHARE = 0.4  # of the training rows: the rarer, so that their usual meaning is what a model expects
 
 
 def _moods(rng: np.random.Generator, n: int, *, flipped: bool) -> tuple[list[str], list[int]]:
@@ -91,7 +118,7 @@ def _moods(rng: np.random.Generator, n: int, *, flipped: bool) -> tuple[list[str
 
 
 def flipped_row(rng: np.random.Generator, chars: int) -> str:
-    """Words with their moods until the row is full; in one row of four, every label says the opposite."""
+    """Words with their moods until the row is full; in two rows of five, every label says the opposite."""
     while True:
         words, labels = _moods(rng, 2 + chars // 8, flipped=rng.random() < FLIPPED_SHARE)
         symbols = [symbol for word, label in zip(words, labels, strict=True) for symbol in (word, MOODS[label])]
