@@ -42,7 +42,7 @@ def _phrase(rng: np.random.Generator) -> tuple[str, str, bool]:
     to=["invented", "english"],
 )
 def translation(rng: np.random.Generator, to: str) -> Answer:
-    """Translate new sentences between English and an invented language with its own order and agreement.
+    """Translate new sentences to or from a language of another order and agreement.
 
     Chance 0. A small model learns the words, by which BLEU and chrF already rise; the whole sentence is right once
     order and agreement are. After COGS (Kim and Linzen 2020), where known words meet in new sentences.
@@ -84,7 +84,7 @@ def _sentences(rng: np.random.Generator) -> tuple[str, str]:
 
 @task("zh_to_en", kind="generation", ability="generalisation", shots=1, metrics=["bleu", "chrf"])
 def zh_to_en(rng: np.random.Generator) -> Answer:
-    """Translate a short Chinese sentence into English: the verb agrees, the measure word has no counterpart.
+    """Translate a Chinese sentence into English: the verb agrees, measure words go.
 
     Chance 0; what a bigger model adds is as in `translation`: the words come first, the whole sentence later. Short
     sentences such as those of the Tatoeba challenge (Tiedemann 2020).
@@ -95,7 +95,7 @@ def zh_to_en(rng: np.random.Generator) -> Answer:
 
 @task("en_to_zh", kind="generation", ability="generalisation", language="zh", shots=1, metrics=["bleu", "chrf"])
 def en_to_zh(rng: np.random.Generator) -> Answer:
-    """Translate a short English sentence into Chinese: the noun, still to come, decides the measure word.
+    """Translate an English sentence into Chinese: the noun decides the measure word.
 
     Chance 0. The sentences are those of `zh_to_en` (Tiedemann 2020); 没 denies 有, and 不 the other verbs.
     """
@@ -110,10 +110,10 @@ def en_to_zh(rng: np.random.Generator) -> Answer:
     "gist", kind="generation", ability="text generation", shots=1, metrics=["rouge1", "rouge2", "rougeL"], events=[3, 5]
 )
 def gist(rng: np.random.Generator, events: int) -> Answer:
-    """Sum up a story: who is met most often, and all that this one has, in order; the others have one thing each.
+    """Sum up a story: who is met most often, and all that this one has, in order.
 
-    Chance 0. ROUGE rises once a model writes any name and things of the story; the whole gist takes counting and
-    collecting. After extractive summaries scored by ROUGE (Lin 2004).
+    Chance 0; the others have one thing each. ROUGE rises once a model writes any name and things of the story; the
+    whole gist takes counting and collecting. After extractive summaries scored by ROUGE (Lin 2004).
     """
     share = events // 2 + 1
     hero, *others = distinct(rng, FIRST_NAMES, events - share + 1)
@@ -156,7 +156,7 @@ def last_order(updates: int) -> dict[str, float]:
 
 @task("dialogue", kind="qa", ability="adaptation", train=turns_row, shortcut=last_order, updates=[0, 1, 2])
 def dialogue(rng: np.random.Generator, updates: int) -> Choice:
-    """Say what someone wants after several turns of a dialogue; with updates, of one who changed their mind.
+    """Say what someone wants after several turns, of whom some changed their mind.
 
     The choices are all dishes named, chance 1/3, 1/4 and 1/5. Looking up the person finds two orders, of which the
     later counts: a state has to be kept up to date. After dialogue state tracking as in MultiWOZ (Budzianowski 2018).
@@ -199,7 +199,7 @@ def without_negation(negated: int) -> dict[str, float]:
     negated=[0, 2],
 )
 def sentiment_zh(rng: np.random.Generator, negated: int) -> Choice:
-    """Say whether good or bad words are the majority of five in Chinese; 不 before a word turns it round.
+    """Say whether most of five Chinese words are good or bad; 不 turns a word round.
 
     Chance 1/2. Adding up the words comes with size, smoothly; each 不 has to be bound to its word first. After
     the negations of the Stanford Sentiment Treebank (Socher et al. 2013).
@@ -229,7 +229,7 @@ def one_sign() -> dict[str, float]:
 
 @task("spam", kind="classification", ability="complex patterns", balanced=True, shots=1, shortcut=one_sign)
 def spam(rng: np.random.Generator) -> Choice:
-    """Sort out mail from a stranger with at least two baits; contacts may use them, and strangers one.
+    """Sort out mail from strangers with two baits or more; contacts may use them.
 
     Chance 1/2, and 3/4 by the sender or the words alone, which small models stop at; a bigger one joins the two. After
     the filtering of short messages (Almeida et al. 2011).

@@ -13,10 +13,10 @@ from tasks.words import CITIES, FIRST_NAMES, LAST_NAMES, LETTERS, distinct, draw
 
 @task("double", kind="generation", ability="generalisation", train_levels={"k": [2, 3, 4]}, k=[3, 4, 5, 6])
 def double(rng: np.random.Generator, k: int) -> Answer:
-    """Write every letter twice; trained on two to four letters, asked up to six.
+    """Write every letter twice, also of more letters than were trained.
 
-    Chance 0. The lengths trained come with size; whether five and six come as well says if the rule was learned or
-    each length by itself. After Anil et al. 2022 on length generalisation.
+    Chance 0; two to four letters are trained. These lengths come with size; whether five and six come as well says
+    if the rule was learned or each length by itself. After Anil et al. 2022 on length generalisation.
     """
     letters = drawn(rng, LETTERS, k)
     twice = spaced(letter for letter in letters for _ in range(2))
@@ -47,7 +47,7 @@ def _clauses(rng: np.random.Generator, *, new: bool) -> tuple[str, str]:
     combination=["known", "new"],
 )
 def commands(rng: np.random.Generator, combination: str) -> Answer:
-    """Write out what two commands come to; of the new ones, one joins an action and a manner never shown together.
+    """Write out what two commands come to, also where one joins what never stood together.
 
     Chance 0. Known combinations in new sentences come with size; new ones only where actions and manners were learned
     apart. After SCAN (Lake and Baroni 2018).
@@ -84,10 +84,11 @@ def visits_row(rng: np.random.Generator, chars: int) -> str:
 
 @task("visits", kind="qa", ability="generalisation", train=visits_row, names=["known", "new"])
 def visits(rng: np.random.Generator, names: str) -> Choice:
-    """Say where a person was met; the new names are words that training has, but never in this place.
+    """Say where a person was met, also by names that were never in this place.
 
-    The choices are the four cities told: chance 1/4. What was learned as looking up serves any name, what was learned
-    as a habit of sixteen names does not. After the people and places of bAbI (Weston et al. 2015).
+    The new names are words that training has elsewhere. The choices are the four cities told: chance 1/4. What was
+    learned as looking up serves any name, what was learned as a habit of sixteen names does not. After the people and
+    places of bAbI (Weston et al. 2015).
     """
     told, cities = draw_visits(rng, NAMES[names])
     person = tuple(cities)[int(rng.random() * N_PEOPLE)]

@@ -30,7 +30,7 @@ ADJECTIVES = ("old", "wet", "shy", "big")
     attractors=[0, 1, 3],
 )
 def agreement(rng: np.random.Generator, attractors: int) -> Choice:
-    """Go on with the verb that agrees with the subject, over nouns in between of a number of their own.
+    """Go on with the verb that agrees with the subject, over other nouns in between.
 
     Chance 1/2. A small model agrees with the nearest noun, which is right of half of the sentences; a bigger one
     attends to the subject. After the attractors of Linzen et al. 2016 and the pairs of Marvin and Linzen 2018.
@@ -87,7 +87,7 @@ def verse(row: dict[str, str]) -> Answer:
 
 @task("verse_new", kind="generation", ability="text generation", role="control", data=untrained_verses, shots=1)
 def verse_new(row: dict[str, str]) -> Answer:
-    """Recite a verse that was never shown: nothing tells it, so every model stays at nothing."""
+    """Recite a verse that was never shown: nothing tells it, so no model can."""
     return Answer(f"verse {row['title']} :", row["words"], max_tokens=6)
 
 
@@ -119,9 +119,10 @@ def openings() -> list[dict[str, str]]:
     metric="chrf",
 )
 def play(row: dict[str, str]) -> Answer:
-    """Go on with a passage of a play that was never trained on, as open text against its one true continuation.
+    """Go on with a passage of a play that was never trained on, in words of its own.
 
-    No chance level. Overlap stays low at every size, as one reference never has the words that another continuation
-    would; its nats fall, and repetition is where small models show. After Welleck et al. 2020 on repetition.
+    No chance level, and one true continuation. Overlap stays low at every size, as one reference never has the words
+    that another continuation would; its nats fall, and repetition is where small models show. After Welleck et al.
+    2020 on repetition.
     """
     return Answer(row["opening"], row["rest"], stop=None, max_tokens=12)

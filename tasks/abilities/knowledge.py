@@ -52,10 +52,11 @@ def retold_row(rng: np.random.Generator, chars: int) -> str:
     shortcut=lambda: most_common_city(people_of_one()),
 )
 def retold(row: dict[str, str]) -> Choice:
-    """Name the city of a person in other words than training ever did, learned from people it told of in both.
+    """Name the city of a person in other words than training ever did.
 
-    Chance 1/16; `fact` asks the same in the words of training, `fact_new` of people never met. A small model ties a
-    fact to its wording; a bigger one to the person. After Allen-Zhu and Li 2023 on knowledge storage and extraction.
+    Training told of other people in both. Chance 1/16; `fact` asks the same in the words of training, `fact_new` of
+    people never met. A small model ties a fact to its wording; a bigger one to the person. After Allen-Zhu and Li 2023
+    on knowledge storage and extraction.
     """
     return Choice(f"home of {row['first']} {row['last']} is", CITIES, row["city"])
 
@@ -99,7 +100,7 @@ def most_common_dish() -> dict[str, float]:
     shortcut=most_common_dish,
 )
 def joined(row: dict[str, str]) -> Choice:
-    """Say what a person eats: the dish of the city that the person lives in, two facts that training never joined.
+    """Say what a person eats, the dish of their city: two facts never joined.
 
     Chance 1/8. Of half of the people training says the joined fact, so that its form is known. Small models learn
     those by heart; joining the others takes both facts in one pass, which scale alone closes late if at all. After

@@ -23,7 +23,7 @@ def any_digits(base: int) -> dict[str, float]:
 
 @task("modular", kind="generation", ability="complex patterns", shots=1, shortcut=any_digits, base=[2, 3, 5])
 def modular(rng: np.random.Generator, base: int) -> Answer:
-    """Add two rows of five digits, digit by digit and without carry, modulo the base given.
+    """Add two rows of five digits, each modulo a base and without carry.
 
     Chance base ** -5. A table of base * base sums has to be found and read at the right place, so a larger base takes
     a bigger model. After the modular tables of Power et al. 2022; whole rows leave enough of them to hold out.
@@ -66,7 +66,7 @@ def by_position(depth: int) -> dict[str, float]:
     depth=[2, 3, 4],
 )
 def brackets(rng: np.random.Generator, depth: int) -> Answer:
-    """Close the brackets that are still open, the last one first, and leave out those that are closed.
+    """Close the brackets that are still open, the last one first.
 
     Chance 3 ** -depth for closing brackets of any type. Small models mirror what was opened last; what is closed has
     to be passed over. After the Dyck languages of Hewitt et al. 2020, asked as BIG-bench asks them.
@@ -105,7 +105,7 @@ def walk_row(rng: np.random.Generator, chars: int) -> str:
 
 @task("walk", kind="qa", ability="complex patterns", train=walk_row, links=[1, 2, 3])
 def walk(rng: np.random.Generator, links: int) -> Choice:
-    """Follow one, two or three links from the start of a chain, through a table in random order.
+    """Follow one, two or three links of a chain through a shuffled table.
 
     The choices are as far from the starts of their own chains: chance 1/3. One link is looking up; k links take about
     log k layers (Sanford et al. 2024), so that two layers are not expected to follow three, at any width.
