@@ -64,7 +64,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
 
 def test_the_list_goes_by_kind_and_then_by_ability(run) -> None:
     code, out, _ = run("list")
-    lines = [line.split() for line in out.splitlines()[1:] if re.search(" (probe|control) ", line)]  # not what wraps
+    lines = [re.split(" {2,}", line) for line in out.splitlines()[1:] if re.search(" (probe|control) ", line)]
     listed = [next(word for word in line if word in {task.name for task in TASKS}) for line in lines]
     assert code == 0 and sorted(listed) == sorted(task.name for task in TASKS)
     found = [load_task(name) for name in listed]

@@ -54,8 +54,8 @@ def lexicon(rng: np.random.Generator, words: int) -> Answer:
     """Translate words into a language that only the prompt tells of.
 
     Its four words mean something else in every other prompt. Chance 1/4, 1/12 and 1/24 for guessing among the four.
-    Each word has to be found in the question and then in the lexicon, one step more than `recall`. After the in-
-    context copying of Olsson et al. 2022.
+    Each word has to be found in the question and then in the lexicon, one step more than `recall`. After the in-context
+    copying of Olsson et al. 2022.
     """
     table, entries = draw_lexicon(rng)
     asked = distinct(rng, tuple(entries), words)
