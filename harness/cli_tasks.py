@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from harness.check import Check
     from harness.check_answers import LevelCheck
     from harness.check_tokens import TokenCheck
+    from tasks import Task
 
 tasks_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The tasks that every size is asked.")
 
@@ -39,10 +40,16 @@ def tasks_list(
     from tasks import TASKS, available, load_tasks
     from tasks.base import KINDS, level_name
 
-    found = load_tasks(names) if names else list(TASKS)
+    def group(task: Task) -> tuple[int, str]:
+        return KINDS.index(task.kind), task.ability
+
+    found = load_tasks(names) if names else sorted(TASKS, key=group)
     if as_json:
         reasons = {task.name: available(task) for task in found}
-        listed = [t.summary() if reasons[t.name] is None else {"name": t.name, "kind": t.kind} for t in found]
+        listed = [
+            t.summary() if reasons[t.name] is None else {"name": t.name, "kind": t.kind, "ability": t.ability}
+            for t in found
+        ]
         print(json.dumps([row | {"unavailable": reasons[row["name"]]} for row in listed], indent=2))
         return
     import pandas as pd
@@ -56,7 +63,7 @@ def tasks_list(
             "levels": " ".join(filter(None, map(level_name, task.levels))) or "-",
             "asks": task.description,
         }
-        for task in sorted(found, key=lambda task: (KINDS.index(task.kind), task.ability))
+        for task in sorted(found, key=group)
     ]
     for before, row in zip(reversed(rows[:-1]), reversed(rows), strict=False):  # a group is named once
         if row["kind"] == before["kind"]:

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from harness.figures.base import COLORS, GRID, INK, STYLE, canvas, grid, log_axis, text
+from tasks.base import ABILITIES
 
 _COLUMNS = 3
 
@@ -15,7 +16,7 @@ _COLUMNS = 3
 def ability_data(abilities: pd.DataFrame, scores: pd.DataFrame, axis: str) -> pd.DataFrame:
     """The aggregate curve of every ability, and under `task` the mean of each of its tasks over levels and seeds.
 
-    Empty where no ability has two sizes with a value."""
+    The five abilities come first. Empty where no ability has two sizes with a value."""
     curves = abilities[abilities["value"].notna() & abilities[axis].notna()]
     curves = curves[curves.groupby("ability")["size"].transform("nunique") > 1]
     if curves.empty:
@@ -30,7 +31,9 @@ def ability_data(abilities: pd.DataFrame, scores: pd.DataFrame, axis: str) -> pd
         parts.append(means.rename("value").reset_index().assign(ability=ability))
     keep = ["ability", "task", "size", "n_params_non_embedding", axis, "value", "lo", "hi", "values"]
     data = pd.concat([part.reindex(columns=list(dict.fromkeys(keep))).astype(object) for part in parts])
-    return data.sort_values(["ability", axis], kind="stable", ignore_index=True)
+    rank = {ability: i for i, ability in enumerate([*ABILITIES, *sorted(set(data["ability"]) - set(ABILITIES))])}
+    data = data.assign(_rank=data["ability"].map(rank)).sort_values(["_rank", axis], kind="stable", ignore_index=True)
+    return data.drop(columns="_rank")
 
 
 @mpl.rc_context(STYLE)
@@ -58,6 +61,6 @@ def ability_figure(data: pd.DataFrame, axis: str) -> Figure:
         if k + _COLUMNS < len(abilities):
             ax.set_xlabel("")
         if k % _COLUMNS == 0:
-            ax.set_ylabel("share of the way\nfrom chance to 1")
+            ax.set_ylabel("from chance to 1")
         ax.set_title(text(ability))
     return fig
