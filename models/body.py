@@ -13,21 +13,23 @@ from transformers import GraniteForCausalLM, PreTrainedModel
 
 
 class _Normalise(torch.autograd.Function):
-    """x (N, d) over its root mean square, row by row."""
+    """x (N, d) over its root mean square, row by row, and x itself: the gradients of both are added in one pass."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, eps: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
         norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
         inverse = torch.addcmul(eps, norm, norm, value=1 / x.shape[1]).rsqrt_()  # (N, 1)
         y = x * inverse
         ctx.save_for_backward(y, inverse)
-        return y
+        ctx.set_materialize_grads(False)
+        return y, x
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor, grad_x: Tensor | None) -> tuple[Tensor, None]:
         y, inverse = ctx.saved_tensors
         along = (grad * y).sum(dim=1, keepdim=True).div_(-y.shape[1])  # (N, 1)
-        return torch.addcmul(grad, y, along).mul_(inverse), None
+        across = torch.addcmul(grad, y, along)
+        return across.mul_(inverse) if grad_x is None else torch.addcmul(grad_x, across, inverse), None
 
 
 class _RotatedHeads(torch.autograd.Function):
@@ -45,15 +47,18 @@ class _RotatedHeads(torch.autograd.Function):
         return tuple(part.transpose(1, 2) for part in qkv.unbind(2))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
         x, weight, turns = ctx.saved_tensors
-        n_rows, n_head, n_positions, head_dim = grads[0].shape
-        qkv = x.new_empty(n_rows, n_positions, 3, n_head, head_dim)
-        for i, grad in enumerate(grads):
-            qkv[:, :, i] = grad.transpose(1, 2)
-        _complex(qkv[:, :, :2]).mul_(turns.conj())
-        flat = qkv.view(x.shape[0], -1)  # (N, 3 d)
-        return torch.mm(flat, weight), torch.mm(flat.t(), x), None, None
+        grad_x, grad_weight = None, torch.empty_like(weight)
+        # As attention on a CPU leaves them, they lie like this already, and no one else reads them.
+        q, k, v = (grad.transpose(1, 2).contiguous() for grad in grads)  # (B, T, H, D)
+        for turned in (q, k):
+            _complex(turned).mul_(turns[:, 0].conj())
+        for grad, part, out in zip((q, k, v), weight.chunk(3), grad_weight.chunk(3), strict=True):
+            flat = grad.view(x.shape)  # (N, d)
+            torch.mm(flat.t(), x, out=out)
+            grad_x = torch.mm(flat, part) if grad_x is None else grad_x.addmm_(flat, part)
+        return grad_x, grad_weight, None, None
 
 
 def _complex(x: Tensor) -> Tensor:
@@ -64,23 +69,22 @@ def _complex(x: Tensor) -> Tensor:
 class _GatedUnits(torch.autograd.Function):
     """silu(x @ gate.T) * (x @ up.T), (N, d) -> (N, f), of a weight (2 f, d) that holds gate above up.
 
-    Two products into buffers of their own: what is f columns wide within 2 f goes row by row, with a slow remainder."""
+    Two products into buffers of their own: what is f columns wide within 2 f goes row by row, with a slow remainder.
+    silu is computed again for the gradients: cheaper than to keep it, as what is kept has left the caches by then."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         gate, up = weight.chunk(2)
         g, u = torch.mm(x, gate.t()), torch.mm(x, up.t())
-        sigmoid = torch.sigmoid(g)
-        active = g * sigmoid
-        ctx.save_for_backward(x, weight, g, u, sigmoid, active)
-        return active * u
+        ctx.save_for_backward(x, weight, g, u)
+        return F.silu(g).mul_(u)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        x, weight, g, u, sigmoid, active = ctx.saved_tensors
+        x, weight, g, u = ctx.saved_tensors
         gate, up = weight.chunk(2)
-        slope = torch.sub(g, active).mul_(sigmoid).add_(sigmoid)  # of silu at g
-        grad_g, grad_u = slope.mul_(u).mul_(grad), active * grad
+        grad_u = F.silu(g).mul_(grad)
+        grad_g = torch.ops.aten.silu_backward(grad * u, g)
         grad_weight = torch.empty_like(weight)
         for part, out in zip((grad_g, grad_u), grad_weight.chunk(2), strict=True):
             torch.mm(part.t(), x, out=out)
@@ -122,9 +126,11 @@ class Body:
         if self.embedding_multiplier != 1:
             x = x * self.embedding_multiplier
         for layer in self.model.layers:
-            x = torch.addmm(x, self._attend(layer, x), self._outward(layer.self_attn.o_proj))
-            x = torch.addmm(x, self._transform(layer, x), self._outward(layer.mlp.down_proj))
-        return _Normalise.apply(x, self.eps)
+            y, x = _Normalise.apply(x, self.eps)
+            x = torch.addmm(x, self._attend(layer, y), self._outward(layer.self_attn.o_proj))
+            y, x = _Normalise.apply(x, self.eps)
+            x = torch.addmm(x, self._transform(layer, y), self._outward(layer.mlp.down_proj))
+        return _Normalise.apply(x, self.eps)[0]
 
     def _outward(self, linear: nn.Linear) -> Tensor:
         """The weight of a branch's last product, its multiplier included."""
@@ -132,17 +138,17 @@ class Body:
         return (weight if self.residual_multiplier == 1 else weight * self.residual_multiplier).t()
 
     def _attend(self, layer: Any, x: Tensor) -> Tensor:
-        """(N, d) -> (N, d), before the output product."""
+        """Normalised (N, d) -> (N, d), before the output product."""
         q, k, v = (getattr(layer.self_attn, f"{name}_proj").weight for name in "qkv")
         halves, pairs = (self.n_head, 2, -1, x.shape[1]), (self.n_head, -1, 2, x.shape[1])
         weight = torch.cat([q.view(halves).transpose(1, 2), k.view(halves).transpose(1, 2), v.view(pairs)])
         weight = weight.view(-1, x.shape[1]) * layer.input_layernorm.weight
-        q, k, v = _RotatedHeads.apply(_Normalise.apply(x, self.eps), weight, self.turns, self.n_head)
+        q, k, v = _RotatedHeads.apply(x, weight, self.turns, self.n_head)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.attention_multiplier)
         return y.transpose(1, 2).reshape(x.shape)
 
     def _transform(self, layer: Any, x: Tensor) -> Tensor:
-        """(N, d) -> (N, f), before the down product."""
+        """Normalised (N, d) -> (N, f), before the down product."""
         weight = torch.cat([layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight])
         weight = weight * layer.post_attention_layernorm.weight
-        return _GatedUnits.apply(_Normalise.apply(x, self.eps), weight)
+        return _GatedUnits.apply(x, weight)
