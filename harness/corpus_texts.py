@@ -25,6 +25,7 @@ from harness.corpus_package import attribution, find_texts
 from harness.errors import InputError
 from harness.store import StoreError, read_json, write_json
 from tasks import Task, Text, task
+from tasks.text import LANGUAGES
 
 FORMAT = 1  # raise when the same files would give other documents, another split or another sample
 SAMPLE_CHUNKS, SAMPLE_CHARS = 1_000, 2_000  # of the training documents: what the tokenizer is trained on
@@ -58,6 +59,7 @@ class Source:
     field: str = "text"
     documents: Literal["paragraphs", "lines", "files"] = "paragraphs"
     held_out: float
+    language: str | None = None  # what counts as a word; None: as a prepared corpus says, else English
 
     def read(self, folder: Path) -> Iterator[tuple[Path | None, Iterable[str]]]:
         """Its files, each with its documents; a data set of the hub has no file."""
@@ -109,8 +111,19 @@ class Texts:
     def digest(self) -> str:
         """Names the training text: the files' content, how it is read, and the share that is held out."""
         how = asdict(self.source) | {"files": None, "hub": None, "config": None, "split": None}
-        del how["package"]  # came later than the digests of other sources, which stay
+        for name in ("package", "language"):  # came later than the digests of other sources, which stay
+            del how[name]
         return hashlib.sha256(json.dumps([FORMAT, how, self.content], sort_keys=True).encode()).hexdigest()
+
+    @property
+    def language(self) -> str:
+        """What counts as a word and a sentence of the text (tasks.text)."""
+        paths = [] if self.source.language else self.source.paths(self.folder)
+        report = next((path.parent / corpus_files.REPORT for path in paths if corpus_files.side_of(path)), None)
+        with suppress(OSError, ValueError, AttributeError):  # another tool's report
+            found = json.loads(report.read_text(encoding="utf-8"))["rules"]["language"] if report else "en"
+            return self.source.language or (found if found in LANGUAGES else "en")
+        return "en"
 
     @property
     def attribution(self) -> str | None:
@@ -133,6 +146,7 @@ class Texts:
             size=QUESTIONS,
             data=self.passages,
             cluster="document",
+            language=self.language,
         )
         def held_out(row: dict[str, Any]) -> Text:
             """Predict passages of documents that were held out of the training text."""

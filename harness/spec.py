@@ -92,6 +92,7 @@ class TextFiles(_Section):
     field: str = "text"  # of .jsonl, .parquet and the hub
     documents: Literal["paragraphs", "lines", "files"] = "paragraphs"  # what a document of a .txt file is
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    language: Literal["en", "zh", "zh-words"] | None = None  # of its words; None: as harness prepare said, else "en"
 
     @model_validator(mode="after")
     def _one_origin(self) -> TextFiles:

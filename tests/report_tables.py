@@ -237,7 +237,8 @@ def with_budgets(results: SimpleNamespace, shares: tuple[float, ...] = (0.01, 0.
         last = ends[ends["is_last"]]
         parts = [ends.assign(annealed=ends["is_last"])]
         for share in shares:
-            moved = {column: last[column] * share for column in ("tokens", "flops")} | {"annealed": True}
+            tokens = (last["tokens"] * share).round().astype(last["tokens"].dtype)  # a count, as it is without budgets
+            moved = {"tokens": tokens, "flops": last["flops"] * share, "annealed": True}
             parts.append(last.assign(**moved, trunk=last["run_id"], run_id=last["run_id"] + f"-{share:g}"))
             if name == "scores":
                 slope = np.where(last["continuous"], -0.45, 0.3) * math.log10(share)

@@ -5,6 +5,7 @@ import json
 import random
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import typer
 from text_files import sentences, write
@@ -16,6 +17,8 @@ from harness.cli_prepare import register
 from harness.corpus_files import SIDES
 from harness.errors import InputError
 from harness.prepare import Rules, prepare
+from harness.store import read_table
+from tasks.text import words
 
 LONG = "The grey ship went under the tall house by the sea, where the old king lived for many a night."
 
@@ -225,4 +228,15 @@ def test_a_chinese_corpus_goes_from_pages_to_a_report(tmp_path: Path) -> None:
     assert len(nats) == 4 and all(nats[size].iloc[-1] < nats[size].iloc[0] for size in ("1x8", "2x16"))
     from harness.report import build_report
 
+    # Words are those of the dictionary, of which a run of characters has fewer, and sentences end with 。
+    [task] = found.tasks
+    assert task["language"] == "zh-words"
+    [part] = (tmp_path / "results" / "mine" / "documents").glob("*.parquet")
+    passages = [texts[0] for texts in read_table(part)["continuations"]]
+    counted = pd.concat(read_table(path) for path in (tmp_path / "results").rglob("samples/*/*/*.parquet"))
+    n_runs = len(counted) // len(passages)
+    assert counted["words"].sum() == n_runs * sum(len(words(text, "zh-words")) for text in passages)
+    assert counted["words"].sum() < counted["chars"].sum() and counted["sentences"].sum() > len(counted)
+    accuracy = found.scores.query("metric == 'word_accuracy'")["value"]
+    assert len(accuracy) == 4 and accuracy.between(0, 1).all()
     assert build_report(found, tmp_path / "reports").exists()
