@@ -88,6 +88,8 @@ def _train(order: Order, sweep: Sweep, context: Context) -> dict[str, Any]:
         "accumulation": compute.accumulation,
         "recipe": compute.recipe(),
         "log_with": compute.log_with,
+        "family": plan.folder.parent,
+        "head_dims": sorted({other.model.head_dim for other in sweep.runs}),
         "trunk": order.trunk,
         "states_at": order.states_at,
         "progress": context.report,

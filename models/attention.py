@@ -3,7 +3,7 @@
 A kernel that is merely importable may still be built for another card or give wrong gradients, so a candidate must
 reproduce the plain computation, forward and backward, on a tiny model. Nothing is ever downloaded."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -121,7 +121,7 @@ def _illegal(name: str, capabilities: Capabilities, dtype: torch.dtype, head_dim
     if dtype not in (torch.bfloat16, torch.float16):
         return f"has no {dtype} path; set precision to bf16"
     if head_dim % 8 or head_dim > _LARGEST_FLASH_HEAD:
-        return f"needs a head size that is a multiple of 8 up to {_LARGEST_FLASH_HEAD}, this model has {head_dim}"
+        return f"needs a head size that is a multiple of 8 up to {_LARGEST_FLASH_HEAD}, a model has {head_dim}"
     return None
 
 
@@ -146,24 +146,29 @@ def choose(
     *,
     device: torch.device,
     dtype: torch.dtype,
-    head_dim: int,
+    head_dims: Collection[int],
     capabilities: Capabilities | None = None,
     compute: Compute = tiny_model_results,
 ) -> Attention:
     """The first kernel of the device's order that is legal and right; on a CPU sdpa.
 
-    `dtype` is what attention runs in. An explicit name is used or refused with SpecError, never replaced."""
+    `dtype` is what attention runs in, `head_dims` are the head sizes of all models that are to use the same kernel:
+    a change of it within a family would look like an effect of scale. An explicit name is used or refused with
+    SpecError, never replaced."""
     device = torch.device(device)
     capabilities = capabilities or Capabilities.of(device)
     if requested not in ATTENTIONS:
         raise SpecError(f"attention must be one of {', '.join(ATTENTIONS)}, got {requested!r}")
 
     def problem(name: str) -> str | None:
-        found = _illegal(name, capabilities, dtype, head_dim)
-        # A CPU has one sdpa, which a test holds against the plain computation; a GPU's driver and libraries vary.
-        if found is None and name != "eager" and capabilities.compute_capability is not None:
-            found = _wrong(name, device, dtype, head_dim, compute)
-        return found
+        for head_dim in sorted(set(head_dims)):
+            found = _illegal(name, capabilities, dtype, head_dim)
+            # A CPU has one sdpa, which a test holds against the plain computation; a GPU's driver and libraries vary.
+            if found is None and name != "eager" and capabilities.compute_capability is not None:
+                found = _wrong(name, device, dtype, head_dim, compute)
+            if found is not None:
+                return found
+        return None
 
     if requested != "auto":
         reason = problem(requested)

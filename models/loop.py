@@ -1,7 +1,7 @@
 """The training loop of one model: its optimizer, one step after another, and how far it has come."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,7 +19,7 @@ from models.loss import NextTokenLoss
 from models.parametrization import parameter_groups
 from models.recipe import AS_IT_IS, Recipe
 from models.schedule import annealed, learning_rate, phase
-from models.spec import ModelSpec, TrainSpec
+from models.spec import ModelSpec, SpecError, TrainSpec
 from models.trackers import Tracker, require_tracker
 
 _LOSS_WINDOW = 50  # steps in a checkpoint's train_loss
@@ -27,13 +27,17 @@ _STEPS_BETWEEN_CHECKS = 20  # on a GPU; on a CPU reading a loss costs nothing
 
 
 def resolve_precision(requested: str, *, device: torch.device) -> str:
-    """ "fp32" or "bf16". "auto" is bf16 on CUDA and fp32 on a CPU, the same for every size of a family.
+    """ "fp32" or "bf16". "auto" is bf16 on CUDA and fp32 on a CPU, the same for every size of a family. Raises SpecError
+    for bf16 on a GPU that only imitates it.
 
     A CPU with bf16 instructions gains from about 500k parameters on, but choosing by size would put a change of
     precision into the middle of the scale axis; ask for "bf16" by name there."""
+    has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    if requested == "bf16" and not has_bf16:
+        raise SpecError("precision='bf16' needs a GPU of compute capability 8.0 or more; choose 'fp32' or 'auto'")
     if requested != "auto":
         return requested
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    return "bf16" if device.type == "cuda" and has_bf16 else "fp32"
 
 
 class Loop:
@@ -41,7 +45,7 @@ class Loop:
 
     There the main process (`is_main`) alone calls `advance`, `save`, `resume`, and the others `follow` it. Leaving the
     loop as a context lets them go, with the error if there is one. `log_with` names a tracker that writes to
-    `log_folder` (models.trackers)."""
+    `log_folder` (models.trackers); `head_dims` are those of other models that are to have the same kernel."""
 
     def __init__(
         self,
@@ -54,6 +58,7 @@ class Loop:
         recipe: Recipe = AS_IT_IS,
         log_with: str | None = None,
         log_folder: Path = Path("tracking"),
+        head_dims: Collection[int] = (),
     ) -> None:
         if log_with is not None:
             require_tracker(log_with)
@@ -69,7 +74,7 @@ class Loop:
         self._n_own_rows = self.team.share(n_rows, accumulation)
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         self.attention = attention.choose(
-            train_spec.attention, device=device, dtype=dtype, head_dim=model_spec.head_dim
+            train_spec.attention, device=device, dtype=dtype, head_dims={model_spec.head_dim, *head_dims}
         )
         if device.type == "cuda":  # after the kernels were held against exact products
             torch.set_float32_matmul_precision(self.recipe.products)

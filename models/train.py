@@ -12,7 +12,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,24 @@ def _there(folder: Path, identity: dict[str, Any]) -> dict[int, dict[str, Any]]:
     return found
 
 
+def _check_alike(run: Loop, folders: Iterable[Path]) -> None:
+    """Raises SpecError where one of these runs has another precision or kernel: it would look like an effect of scale,
+    and a run that changes them half-way is no function of its spec."""
+    here = {"precision": run.precision, "attention": run.attention.implementation}
+    for folder in folders:
+        for path in (*checkpoint.checkpoints(folder)[:1], *checkpoint.states(folder)[:1]):
+            try:
+                record = checkpoint.load_meta(path)
+            except checkpoint.Torn:
+                continue
+            for name, value in here.items():
+                if record[name] != value:
+                    raise SpecError(
+                        f"{name}={value!r} is what this device has, and {folder.name} was trained with "
+                        f"{record[name]!r}; train a family on one kind of device, or name {name} instead of 'auto'"
+                    )
+
+
 def _start(run: Loop, folder: Path, trunk: Path | None, stem: str, missing: int) -> None:
     """Bring a fresh loop to the newest sound state it may go on from, its own or its trunk's; it stays at step 0 if
     there is none. `missing` is the first checkpoint still to be written: what lies after it is of no use."""
@@ -208,6 +226,8 @@ def train(
     accumulation: int = 1,
     recipe: Recipe = AS_IT_IS,
     log_with: str | None = None,
+    family: Path | None = None,
+    head_dims: Collection[int] = (),
     trunk: Path | None = None,
     states_at: Collection[int] = (),
     n_states: int = 1,
@@ -230,13 +250,16 @@ def train(
 
     `accumulation` pieces of a batch go through the model one after the other: less memory, the same gradients up to
     rounding. `recipe` says how a step is computed (models.recipe). Neither is part of the run's identity, nor is
-    the number of processes. `log_with` names a tracker (models.trackers), which writes to `folder`/tracking;
-    `progress` is called at most twice a second.
+    the number of processes. The folders in `family` hold runs that this one is compared with, `head_dims` are the head
+    sizes of their models: all must have one precision and one attention kernel, whatever each would have by itself,
+    and so must a run that is gone on with. `log_with` names a tracker (models.trackers), which writes to the folder
+    `tracking` of the run; `progress` is called at most twice a second.
 
     Raises SpecError for specs, stream and tokenizer that do not fit together, TrainingDiverged (models.divergence)
     when a run is lost, checkpoint.OutOfSpace when the disk takes no more, Interrupted when `stopping`. In all of these
     the checkpoints before stay, and all of them are finite."""
     folder, trunk = Path(folder), Path(trunk) if trunk is not None else None
+    family = Path(family) if family is not None and Path(family).is_dir() else None
     n_rows = _check(model_spec, train_spec, stream, tokenizer, accumulation)
     if n_states < 1:
         raise SpecError(f"n_states={n_states} must be at least 1: without training state a run cannot be resumed")
@@ -251,8 +274,9 @@ def train(
     if missing:
         keep_freed_memory()
         options: dict[str, Any] = {"recipe": recipe, "log_with": log_with, "log_folder": folder / "tracking"}
-        with Loop(model_spec, train_spec, stream, n_rows, accumulation, **options) as run:
+        with Loop(model_spec, train_spec, stream, n_rows, accumulation, **options, head_dims=head_dims) as run:
             if run.is_main:
+                _check_alike(run, [folder, *(sorted(family.iterdir()) if family is not None else ())])
                 _start(run, folder, trunk, identity["stem_digest"], missing[0])
                 keeper = _Keeper(
                     run=run,

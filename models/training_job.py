@@ -49,8 +49,9 @@ def _read_order(path: Path) -> dict[str, Any]:
     try:
         order = json.loads(path.read_text(encoding="utf-8"))
         options = dict(order.get("options", {}))
-        if options.get("trunk") is not None:
-            options["trunk"] = Path(options["trunk"])
+        for name in ("trunk", "family"):
+            if options.get(name) is not None:
+                options[name] = Path(options[name])
         if "recipe" in options:
             options["recipe"] = Recipe(**options["recipe"])
         given = {

@@ -34,7 +34,7 @@ def pick(requested="auto", capabilities=HOPPER, dtype=torch.bfloat16, head_dim=6
         requested,
         device=torch.device("cpu"),
         dtype=dtype,
-        head_dim=head_dim,
+        head_dims=head_dim if isinstance(head_dim, tuple) else (head_dim,),
         capabilities=capabilities,
         compute=compute,
     )
@@ -112,6 +112,24 @@ def test_a_type_or_head_size_without_a_kernel_falls_to_sdpa(dtype, head_dim):
     assert pick(dtype=dtype, head_dim=head_dim).implementation == "sdpa"
 
 
+def test_a_family_has_the_kernel_that_all_its_head_sizes_have():
+    assert pick(head_dim=(64, 16)).implementation == "flash_attention_3"
+    found = pick(head_dim=(64, 20))  # as the named size 300k
+    assert found.implementation == "sdpa" and "a model has 20" in found.rejected["flash_attention_3"]
+    with pytest.raises(SpecError, match="a model has 20"):
+        pick("flash_attention_3", head_dim=(64, 20))
+
+    def wrong_for_large(name, device, dtype, head_dim):
+        return (
+            right(name, device, dtype, head_dim)
+            if head_dim < 64
+            else wrong_in("flash_attention_3")(name, device, dtype, 0)
+        )
+
+    assert pick(head_dim=(16, 64), compute=wrong_for_large).implementation == "sdpa"
+    assert pick(head_dim=(16, 32), compute=wrong_for_large).implementation == "flash_attention_3"
+
+
 @pytest.mark.parametrize("key", ["output", "gradient"])
 def test_a_kernel_with_wrong_numbers_is_rejected(key):
     found = pick(compute=wrong_in("flash_attention_3", key=key))
@@ -130,6 +148,7 @@ def test_a_kernel_that_returns_nan_or_fails_is_rejected():
 
 def test_an_explicit_name_is_used_or_refused_but_never_replaced():
     assert pick("flash_attention_2").implementation == "flash_attention_2"
+    assert pick("flash_attention_4").implementation == "flash_attention_4"
     assert pick("eager", capabilities=CPU).implementation == "eager"
     with pytest.raises(SpecError, match="needs a CUDA device"):
         pick("flash_attention_2", capabilities=CPU)
@@ -141,7 +160,7 @@ def test_an_explicit_name_is_used_or_refused_but_never_replaced():
 
 def test_on_this_cpu_sdpa_is_chosen_and_is_right():
     device = torch.device("cpu")
-    assert choose("auto", device=device, dtype=torch.float32, head_dim=8).implementation == "sdpa"
+    assert choose("auto", device=device, dtype=torch.float32, head_dims=[8]).implementation == "sdpa"
     expected = tiny_model_results("eager", device, torch.float32, 8)
     found = tiny_model_results("sdpa", device, torch.float32, 8)
     assert expected.keys() == found.keys() and len(found) > 5
@@ -151,6 +170,6 @@ def test_on_this_cpu_sdpa_is_chosen_and_is_right():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu_the_choice_is_made_from_real_kernels():
-    found = choose("auto", device=torch.device("cuda"), dtype=torch.bfloat16, head_dim=64)
+    found = choose("auto", device=torch.device("cuda"), dtype=torch.bfloat16, head_dims=[64])
     assert found.implementation in ("flash_attention_4", "flash_attention_3", "flash_attention_2", "sdpa")
     assert all(found.rejected.values())

@@ -313,6 +313,33 @@ def test_a_folder_is_never_continued_with_another_recipe(straight, stream, token
         train(spec(), other, stream, tokenizer, straight[0])
 
 
+@pytest.mark.parametrize(("name", "other"), [("precision", "bf16"), ("attention", "flash_attention_3")])
+def test_a_family_keeps_one_precision_and_one_kernel(stream, tokenizer, tmp_path, name, other):
+    """Of runs beside it, and of a run that is gone on with: as if the device had changed in between."""
+    family = tmp_path / "runs"
+    train(spec(), RUN, stream, tokenizer, family / "first", family=family)
+    train(spec("1x16"), RUN, stream, tokenizer, family / "same", family=family)
+    change_json(family / "first" / "step-000000" / "meta.json", **{name: other})
+    line = rf"{name}=.* is what this device has, and first was trained with '{other}'; .* name {name} instead of 'auto'"
+    with pytest.raises(SpecError, match=line):
+        train(spec("1x24"), RUN, stream, tokenizer, family / "another", family=family)
+    assert not (family / "another").exists()
+    train(spec("1x24"), RUN, stream, tokenizer, tmp_path / "apart")
+    (family / "first" / "step-000020" / "meta.json").unlink()
+    with pytest.raises(SpecError, match=line):
+        train(spec(), RUN, stream, tokenizer, family / "first")
+
+
+def test_a_gpu_that_only_imitates_bf16_is_not_given_it(monkeypatch):
+    cuda = torch.device("cuda")
+    for has, auto in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has: has)
+        assert loop.resolve_precision("auto", device=cuda) == auto
+        assert loop.resolve_precision("fp32", device=cuda) == "fp32"
+    with pytest.raises(SpecError, match="precision='bf16' needs a GPU of compute capability 8.0"):
+        loop.resolve_precision("bf16", device=cuda)
+
+
 def test_bf16_trains_in_mixed_precision_with_float32_weights():
     assert loop.resolve_precision("bf16", device=torch.device("cpu")) == "bf16"
     assert loop.resolve_precision("auto", device=torch.device("cpu")) == "fp32"
