@@ -27,8 +27,8 @@ _STEPS_BETWEEN_CHECKS = 20  # on a GPU; on a CPU reading a loss costs nothing
 
 
 def resolve_precision(requested: str, *, device: torch.device) -> str:
-    """ "fp32" or "bf16". "auto" is bf16 on CUDA and fp32 on a CPU, the same for every size of a family. Raises SpecError
-    for bf16 on a GPU that only imitates it.
+    """ "fp32" or "bf16". "auto" is bf16 on CUDA and fp32 on a CPU, the same for every size of a family. Raises
+    SpecError for bf16 on a GPU that only imitates it.
 
     A CPU with bf16 instructions gains from about 500k parameters on, but choosing by size would put a change of
     precision into the middle of the scale axis; ask for "bf16" by name there."""
