@@ -247,13 +247,18 @@ class Cell:
         return f"To show it level {self._ways(target)}."
 
     def _ways(self, target: float) -> str:
-        """Say how many seeds or documents bring the variance of a mean down to the target."""
+        """Say how many seeds or documents bring the variance of a mean down to the target.
+
+        Documents that all sizes share leave an error that no further seed takes away."""
         c = self.curve
-        seeds, item = float(np.median(c.n_seeds)), float(np.median(c.item))
-        ways = [f"{math.ceil((item + c.tau2) / target)} seeds"]
+        seeds, item, shared = (float(np.median(values)) for values in (c.n_seeds, c.item, c.var_level - c.var))
+        ways = []
+        if target > shared:
+            ways.append(f"{math.ceil((item + c.tau2) / (target - shared))} seeds")
         if target * seeds > c.tau2 and item > 0:
-            ways.append(f"{math.ceil(float(np.median(c.docs)) * item / (target * seeds - c.tau2))} documents")
-        return f"needs about {' or '.join(ways)}"
+            times = (item + shared * seeds) / (target * seeds - c.tau2)
+            ways.append(f"{math.ceil(float(np.median(c.docs)) * times)} documents")
+        return f"needs about {' or '.join(ways)}" if ways else "needs more seeds and more documents"
 
 
 def slope_of(curve: Curve, part: slice) -> tuple[float, float]:
