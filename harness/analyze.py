@@ -142,7 +142,7 @@ def _imported(
         bounds = [METRICS[metric].bounds for metric in again["metric"]]
         again["lower_bound"], again["upper_bound"] = ([b[i] for b in bounds] for i in (0, 1))
         scores = pd.concat([scores, again], ignore_index=True)
-        detail = _of_answers(samples, documents, answered, runs)
+        detail |= _of_answers(samples, documents, answered, runs)
     there = set(zip(scores["task"], scores["level"], scores["metric"], strict=True))
     asked = zip(scores["task"], scores["level"], scores["partner"], strict=True)
     scores["partner"] = [key[2] if key in there else None for key in asked]

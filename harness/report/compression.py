@@ -13,8 +13,7 @@ from harness.report.drawing import Drawn, save_figure
 from harness.report.tables import Tables
 from harness.wording import DASH, count, interval, known, label_name, listing, natural, number, place_on
 
-# Labels that say of an ability that it was acquired on the ladder, those that jump or come late first.
-ACQUIRED = ("emergent_sharp", "emergent_metric_dependent", "smooth_late_onset", "bimodal_seeds", "smooth")
+JUMPED = ("emergent_sharp", "emergent_metric_dependent", "smooth_late_onset", "bimodal_seeds")  # are drawn first
 ALPHA = 0.05
 MEANINGS = {
     "bf16": "bf16: every number of a model rounded to bfloat16 (8 bits of mantissa)",
@@ -78,7 +77,6 @@ def _curve(page: Tables, rows: pd.DataFrame, weights: list[str], label: str | No
         "metric": first["metric"],
         "control": first["task"] in page.controls,
         "label": label,
-        "acquired": label in ACQUIRED and first["task"] not in page.controls,
         "before": f"{before.iloc[0]:.3f}" if len(before) else DASH,
         "cells": {name: _change(at[at["weights"].eq(name)]) for name in weights},
     }
@@ -128,23 +126,25 @@ def _cells(rows: pd.DataFrame, sizes: list[str]) -> list[str]:
 
 
 def _answer(weights: str, table: list[dict[str, Any]]) -> str:
-    """Say how many of the abilities that the ladder acquires survive at the largest size, and which do not."""
+    """Say how many of the abilities that the largest size has survive, which do not, and how those that jumped fare."""
     cells = [(row, row["cells"][weights]) for row in table]
     fallen = [(row, cell) for row, cell in cells if cell["significant"] and cell["loss"] > 0]
-    said = f"{count(len(fallen), 'score')} of {len(table)} at the largest size "
-    said += f"{'falls' if len(fallen) == 1 else 'fall'} significantly"
+    said = f"{count(len(fallen), 'score')} of {len(table)} {'falls' if len(fallen) == 1 else 'fall'} significantly"
     if fallen:
         row, cell = max(fallen, key=lambda pair: float(pair[1]["loss"]))
         said += f", most that of {_place(row)}: {cell['change']}"
-    asked = {_place(row): cell["survives"] for row, cell in cells if row["acquired"] and cell["survives"]}
-    if not asked:
-        return f"{weights}: no curve rises clearly above chance, so no ability could be lost; {said}."
-    survived = sum(word == "yes" for word in asked.values())
-    text = f"{weights}: {survived} of {count(len(asked), 'ability', 'abilities')} that the ladder acquires "
-    text += f"{'survives' if survived == 1 else 'survive'} at the largest size"
+    had = [(row, cell["survives"]) for row, cell in cells if cell["survives"] and not row["control"]]
+    if not had:
+        return f"{weights}: no score of the largest size is clearly above chance, so no ability could be lost; {said}."
+    survived = sum(word == "yes" for _, word in had)
+    text = f"{weights}: {survived} of {count(len(had), 'ability', 'abilities')} that the largest size has "
+    text += "survives" if survived == 1 else "survive"
     for word, name in (("no", "lost"), ("undecided", "not decided")):
-        if places := [place for place, found in asked.items() if found == word]:
+        if places := [_place(row) for row, found in had if found == word]:
             text += f"; {name}: {listing(places)}"
+    if jumped := [word for row, word in had if row["label"] in JUMPED]:
+        text += f". Of the {len(jumped)} that emerged abruptly or late, {jumped.count('yes')} do"
+        text += "es" if jumped.count("yes") == 1 else ""
     return f"{text}. {said[0].upper()}{said[1:]}."
 
 
@@ -158,9 +158,8 @@ def compression_figures(page: Tables, folder: Path) -> list[Drawn]:
         return []
     axis = page.axis if page.axis in page.compression else "flops"
     rows = _largest_budget(page.compression)
-    rank = {label: i for i, label in enumerate(ACQUIRED)}
-    acquired = [(place, rank[label]) for place, label in _labels(page).items() if label in rank]
-    first = [place for place, _ in sorted(acquired, key=lambda pair: pair[1])]
+    jumped = [(place, JUMPED.index(label)) for place, label in _labels(page).items() if label in JUMPED]
+    first = [place for place, _ in sorted(jumped, key=lambda pair: pair[1])]
     data = figures.compression_data(rows, axis, first)
     if data.empty:
         return []
