@@ -178,7 +178,7 @@ def solve(document: Document) -> str:
             return re.search(rf" {symbols[-1]} (\w+)", line)[1]  # type: ignore[index]
         case "lexicon":
             entries = pairs_in(symbols[1 : symbols.index("?")])
-            return " ".join(entries[word] for word in symbols[symbols.index("?") + 1 : -1])
+            return " ".join(entries[word] for word in symbols[symbols.index("?") + 2 :])
         case "rule":
             step = (ord(symbols[2]) - ord(symbols[1])) % 26
             return chr((ord(symbols[-1]) - ord("a") + step) % 26 + ord("a"))
@@ -252,7 +252,7 @@ def guess(document: Document, rng: np.random.Generator) -> str:
             return " ".join(str(digit) for digit in rng.integers(int(symbols[1]), size=5))
         case "lexicon":
             entries = symbols[2 : symbols.index("?") : 2]
-            return " ".join(rng.permutation(entries)[: len(symbols) - symbols.index("?") - 2])
+            return " ".join(rng.permutation(entries)[: int(symbols[symbols.index("?") + 1])])
     raise AssertionError(document.task)
 
 

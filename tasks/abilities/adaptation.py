@@ -34,14 +34,15 @@ def lexicon_row(rng: np.random.Generator, chars: int) -> str:
     Only first questions are ever evaluation documents, and none of them is here.
     """
     row, entries = draw_lexicon(rng)
-    while len(row) < chars or "->" not in row:
+    while len(row) < chars or "?" not in row:
         asked = distinct(rng, tuple(entries), 1 + int(rng.random() * 3))
-        question = f"{row} ? {spaced(asked)} ->"
-        if "->" in row or not held_out(question):
+        question = f"{row} ? {len(asked)} {spaced(asked)}"
+        if "?" in row or not held_out(question):
             row = f"{question} {spaced(entries[word] for word in asked)}"
     return row
 
 
+# The number comes first and the answer right after the words: with an arrow between, no size learned even one word.
 @task(
     "lexicon",
     kind="generation",
@@ -54,13 +55,13 @@ def lexicon(rng: np.random.Generator, words: int) -> Answer:
     """Translate words into a language that only the prompt tells of.
 
     Its four words mean something else in every other prompt. Chance 1/4, 1/12 and 1/24 for guessing among the four.
-    Each word has to be found in the question and then in the lexicon, one step more than `recall`. After the in-context
+    One word is looked up as in `recall`; each of several has to be found in the question first. After the in-context
     copying of Olsson et al. 2022.
     """
     table, entries = draw_lexicon(rng)
     asked = distinct(rng, tuple(entries), words)
     answer = spaced(entries[word] for word in asked)
-    return Answer(f"{table} ? {spaced(asked)} ->", answer, stop=("\n", " ?"), max_tokens=words + 2)
+    return Answer(f"{table} ? {words} {spaced(asked)}", answer, stop=("\n", " ?"), max_tokens=words + 2)
 
 
 # ---- a rule ----
