@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import tiny_checkpoints as tiny
 import torch
+from report_tables import synthetic_results
 
 import harness
 from harness import cli
@@ -24,6 +25,8 @@ from harness.fresh import analysis_state
 from harness.packed import FILE
 from harness.plan import make_plan
 from harness.report import build_report
+from harness.report.compression import compression_facts
+from harness.report.tables import Tables
 from harness.scores import scores_table
 from harness.space import garbage
 from harness.spec import SweepSpec, load_sweep
@@ -337,3 +340,40 @@ def test_models_from_elsewhere_are_asked_with_rounded_weights_too(checkpoints: l
     assert {path: path.stat().st_mtime_ns for path in folder.glob("samples/*/*/*")} == before
     assert again.compression.equals(found.compression)
     assert [cell["weights"] for cell in read_json(folder / "spec.json")["grid"]] == [["int4"]] * 2
+
+
+def test_the_page_names_what_is_lost_and_where_most_is(tmp_path: Path) -> None:
+    results = synthetic_results(tmp_path)
+    rows = []
+    for task, metric, weights, kept in (
+        ("copy", "exact_match", "int8", (1.0, 0.95, 1.05)),
+        ("copy", "exact_match", "int4", (0.2, 0.1, 0.3)),
+        ("fact", "acc", "int8", (0.9, 0.8, 1.0)),
+        ("fact", "acc", "int4", (0.7, 0.4, 1.0)),
+        ("coin", "acc", "int4", (0.1, 0.0, 0.2)),  # a control: whatever it says, no ability is lost
+    ):
+        for size, n in (("2x96", 222_000), ("2x128", 390_000)):
+            share, low, high = kept if size == "2x128" else (0.5, 0.1, 0.9)
+            row = {"task": task, "level": "k=2" if task == "copy" else "", "metric": metric, "weights": weights}
+            row |= {"headline": True, "higher_is_better": True, "size": size, "n_params_non_embedding": n}
+            row |= {"tokens": 10, "flops": 1e6 * n, "n": 50, "before": 0.8, "after": 0.8 * share, "q": 0.2}
+            row |= {"difference": 0.8 * (share - 1), "lo": 0.8 * (low - 1), "hi": 0.8 * (high - 1)}
+            rows.append(row | {"kept": share, "kept_lo": low, "kept_hi": high, "label": "smooth", "note": None})
+    table = pd.DataFrame(rows).assign(label_before="smooth", onset=None, onset_before=None)
+    table.loc[(table["task"] == "copy") & (table["weights"] == "int4"), "q"] = 0.001
+    table.loc[(table["task"] == "copy") & (table["weights"] == "int4"), "label"] = "flat_at_chance"
+    results.compression = table
+    facts = compression_facts(Tables(results))
+    eight, four = facts["answers"]
+    assert facts["weights"] == ["int8", "int4"] and facts["sizes"] == ["2x96", "2x128"]
+    assert eight.startswith("int8: 2 of 2 abilities that the largest size has survive. Of the 1 that emerged")
+    assert "1 does. 0 of 4 scores over all sizes fall significantly." in eight
+    assert "int4: 0 of 2 abilities" in four and "; lost: copy, k=2; not decided: fact" in four and "0 do." in four
+    assert "2 of 6 scores over all sizes fall significantly, most that of copy, k=2 at 2x128: -0.640" in four
+    [copy] = [row for row in facts["rows"] if row["task"] == "copy"]
+    assert copy["label"] == "emergent_sharp" and copy["cells"]["int4"]["verdict"] == "the curve: flat at chance"
+    assert copy["cells"]["int4"]["kept"] == "keeps 20% (10% to 30%): lost" and not copy["cells"]["int8"]["verdict"]
+    [stars] = [row["cells"] for row in facts["by_size"] if (row["task"], row["weights"]) == ("copy", "int4")]
+    assert stars == ["-0.400*", "-0.640*"]
+    page = build_report(results, tmp_path / "page").read_text()
+    assert "keeps 20% (10% to 30%): lost" in page and 'href="#compression"' in page

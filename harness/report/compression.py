@@ -15,6 +15,7 @@ from harness.wording import DASH, count, interval, known, label_name, listing, n
 
 JUMPED = ("emergent_sharp", "emergent_metric_dependent", "smooth_late_onset", "bimodal_seeds")  # are drawn first
 ALPHA = 0.05
+WORDS = {"yes": "survives", "no": "lost", "undecided": "not decided"}
 MEANINGS = {
     "bf16": "bf16: every number of a model rounded to bfloat16 (8 bits of mantissa)",
     "int8": "int8: each weight of the linear maps rounded to one of 255 steps, a scale for each output",
@@ -42,7 +43,7 @@ def compression_facts(page: Tables) -> dict[str, Any]:
     return {
         "weights": weights,
         "meanings": [MEANINGS.get(name, name) for name in weights],
-        "answers": [_answer(name, table) for name in weights],
+        "answers": [_answer(name, table, heads[heads["weights"].eq(name)]) for name in weights],
         "rows": table,
         "sizes": sizes,
         "by_size": [
@@ -87,17 +88,15 @@ def _change(rows: pd.DataFrame) -> dict[str, Any]:
     if rows.empty or not known(rows["difference"].iloc[0]):
         note = rows["note"].iloc[0] if len(rows) else None
         why = note if isinstance(note, str) else "not asked"
-        return {"change": DASH, "kept": why, "survives": "", "verdict": "", "significant": False, "loss": 0.0}
+        return {"change": DASH, "kept": why, "survives": "", "verdict": ""}
     row = rows.iloc[0]
     kept, low, high = (number(row[name]) for name in ("kept", "kept_lo", "kept_hi"))
-    sign = 1 if number(row["higher_is_better"]) == 1 else -1
+    word = survives(kept, low, high)
     return {
         "change": interval(row["difference"], row["lo"], row["hi"], "{:+.3f}"),
-        "kept": f"keeps {interval(kept, low, high, '{:.0%}')}" if known(kept) else "",
-        "survives": survives(kept, low, high),
+        "kept": f"keeps {interval(kept, low, high, '{:.0%}')}: {WORDS[word]}" if word else "",
+        "survives": word,
         "verdict": _verdict(row),
-        "significant": known(row["q"]) and number(row["q"]) <= ALPHA,
-        "loss": -sign * number(row["difference"]),
     }
 
 
@@ -125,14 +124,11 @@ def _cells(rows: pd.DataFrame, sizes: list[str]) -> list[str]:
     return said
 
 
-def _answer(weights: str, table: list[dict[str, Any]]) -> str:
-    """Say how many of the abilities that the largest size has survive, which do not, and how those that jumped fare."""
+def _answer(weights: str, table: list[dict[str, Any]], rows: pd.DataFrame) -> str:
+    """Say how many of the abilities that the largest size has survive, which do not, how those that jumped fare, and
+    what is lost at any size."""
     cells = [(row, row["cells"][weights]) for row in table]
-    fallen = [(row, cell) for row, cell in cells if cell["significant"] and cell["loss"] > 0]
-    said = f"{count(len(fallen), 'score')} of {len(table)} {'falls' if len(fallen) == 1 else 'fall'} significantly"
-    if fallen:
-        row, cell = max(fallen, key=lambda pair: float(pair[1]["loss"]))
-        said += f", most that of {_place(row)}: {cell['change']}"
+    said = _losses(rows)
     had = [(row, cell["survives"]) for row, cell in cells if cell["survives"] and not row["control"]]
     if not had:
         return f"{weights}: no score of the largest size is clearly above chance, so no ability could be lost; {said}."
@@ -145,7 +141,22 @@ def _answer(weights: str, table: list[dict[str, Any]]) -> str:
     if jumped := [word for row, word in had if row["label"] in JUMPED]:
         text += f". Of the {len(jumped)} that emerged abruptly or late, {jumped.count('yes')} do"
         text += "es" if jumped.count("yes") == 1 else ""
-    return f"{text}. {said[0].upper()}{said[1:]}."
+    return f"{text}. {said}."
+
+
+def _losses(rows: pd.DataFrame) -> str:
+    """Say how many headline scores of all sizes fall significantly, and which falls most."""
+    sign = rows["higher_is_better"].map(lambda better: 1.0 if number(better) == 1 else -1.0)
+    fallen = rows[(rows["q"].astype(float) <= ALPHA) & (rows["difference"].astype(float) * sign < 0)]
+    n = int(rows["difference"].notna().sum())
+    said = (
+        f"{len(fallen)} of {count(n, 'score')} over all sizes {'falls' if len(fallen) == 1 else 'fall'} significantly"
+    )
+    if fallen.empty:
+        return said
+    most = fallen.loc[fallen["difference"].astype(float).abs().idxmax()]
+    change = interval(most["difference"], most["lo"], most["hi"], "{:+.3f}")
+    return f"{said}, most that of {_place(most.to_dict())} at {most['size']}: {change}"
 
 
 def _place(row: dict[str, Any]) -> str:
