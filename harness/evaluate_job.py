@@ -82,6 +82,7 @@ def do(job: Job, context: Context) -> dict[str, Any]:
 
 def _ask(order: Order, context: Context) -> None:
     from models.pretrained import describe, find_device
+    from models.spec import SpecError
 
     checkpoint, loading = order.checkpoint, order.loading
     found = describe(checkpoint.source, checkpoint.revision, trust_remote_code=loading.trust_remote_code)
@@ -111,7 +112,13 @@ def _ask(order: Order, context: Context) -> None:
             context.report({"task": f"{item.task.name}{rounded}"} | info)
 
         context.report({"loading": f"{checkpoint.name}{rounded}"})
-        model, now = _load_model(order, weights)
+        try:
+            model, now = _load_model(order, weights)
+        except SpecError as error:
+            if weights == AS_TRAINED:
+                raise
+            failures[f"all tasks{rounded}"] = str(error)  # such a model cannot be rounded so; the rest goes on
+            continue
         check_source(order.results, checkpoint, now)
         path = source_path(order.results, checkpoint.run_id, checkpoint.step)
         if not path.exists():

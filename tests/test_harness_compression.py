@@ -12,6 +12,7 @@ import pytest
 import tiny_checkpoints as tiny
 import torch
 from report_tables import synthetic_results
+from transformers import MixtralConfig, MixtralForCausalLM
 
 import harness
 from harness import cli
@@ -340,6 +341,21 @@ def test_models_from_elsewhere_are_asked_with_rounded_weights_too(checkpoints: l
     assert {path: path.stat().st_mtime_ns for path in folder.glob("samples/*/*/*")} == before
     assert again.compression.equals(found.compression)
     assert [cell["weights"] for cell in read_json(folder / "spec.json")["grid"]] == [["int4"]] * 2
+
+
+def test_a_model_that_cannot_be_rounded_keeps_its_other_answers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    shape = {"vocab_size": tiny.VOCAB, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    shape |= {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": tiny.CONTEXT}
+    experts = MixtralForCausalLM(MixtralConfig(**shape, num_local_experts=2, num_experts_per_tok=1))
+    folder = tiny.save(tmp_path / "mixed", experts)  # its experts are matrices of no linear layer
+    scales = tmp_path / "scales.toml"
+    scales.write_text(f'[[model]]\nname = "mixed"\nn_params = {experts.num_parameters()}\ntokens = 1e6\n')
+    options = {"scales": scales, "results": tmp_path / "results", "name": "x", "limit": 4, "workers": 0}
+    found = evaluate([str(folder)], ["coin"], quantize=["int8", "bf16"], **options)
+    assert set(found.scores["weights"]) == {AS_TRAINED, "bf16"} and set(found.compression["weights"]) == {"bf16"}
+    [reason] = found.missing["reason"]
+    assert "all tasks with int8 weights" in reason and "matrix of no linear layer" in reason
 
 
 def test_the_page_names_what_is_lost_and_where_most_is(tmp_path: Path) -> None:
