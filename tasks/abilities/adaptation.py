@@ -29,20 +29,21 @@ def draw_lexicon(rng: np.random.Generator) -> tuple[str, dict[str, str]]:
 
 
 def lexicon_row(rng: np.random.Generator, chars: int) -> str:
-    """One lexicon with one to three words at a time to translate until the row is full.
+    """One lexicon with one word at a time to translate, or less often two or three, until the row is full.
 
     Only first questions are ever evaluation documents, and none of them is here.
     """
     row, entries = draw_lexicon(rng)
     while len(row) < chars or "?" not in row:
-        asked = distinct(rng, tuple(entries), 1 + int(rng.random() * 3))
+        asked = distinct(rng, tuple(entries), (1, 1, 1, 2, 3)[int(rng.random() * 5)])
         question = f"{row} ? {len(asked)} {spaced(asked)}"
         if "?" in row or not held_out(question):
             row = f"{question} {spaced(entries[word] for word in asked)}"
     return row
 
 
-# The number comes first and the answer right after the words: with an arrow between, no size learned even one word.
+# The number comes first and the answer right after the words, and most questions are of one word: with an arrow
+# between, or with three words as often as one, width 96 stayed at guessing after 2.56 M tokens.
 @task(
     "lexicon",
     kind="generation",
