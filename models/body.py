@@ -66,6 +66,13 @@ def _complex(x: Tensor) -> Tensor:
     return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
 
 
+def _apart(x: Tensor, n_columns: int) -> Tensor:
+    """Room for (N, n_columns). Rows that are whole pages long fall on the same lines of a cache: a product that is
+    written there takes 6 % longer (measured at 1,024), so these get some room between them."""
+    n_between = 0 if n_columns % 1024 else 16
+    return x.new_empty(x.shape[0], n_columns + n_between)[:, :n_columns]
+
+
 class _GatedUnits(torch.autograd.Function):
     """silu(x @ gate.T) * (x @ up.T), (N, d) -> (N, f), of a weight (2 f, d) that holds gate above up.
 
@@ -75,7 +82,7 @@ class _GatedUnits(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         gate, up = weight.chunk(2)
-        g, u = torch.mm(x, gate.t()), torch.mm(x, up.t())
+        g, u = (torch.mm(x, part.t(), out=_apart(x, len(part))) for part in (gate, up))
         ctx.save_for_backward(x, weight, g, u)
         return F.silu(g).mul_(u)
 

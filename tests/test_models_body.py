@@ -32,7 +32,7 @@ def gradients(loss, model):
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
-@pytest.mark.parametrize(("size", "n_head"), [("3x24", 3), ("1x8", 1), ("2x16", 8)])
+@pytest.mark.parametrize(("size", "n_head"), [("3x24", 3), ("1x8", 1), ("2x16", 8), ("1x384", 12)])
 def test_loss_and_every_gradient_equal_transformers_own(size, n_head, monkeypatch):
     model = trained_looking(size, n_head)
     rows = torch.randint(50, (ROWS, CONTEXT + 1), generator=torch.Generator().manual_seed(2))
