@@ -114,12 +114,13 @@ def test_a_sweep_lets_its_largest_run_read_all_and_scores_it(tmp_path: Path) -> 
     events: list[Event] = []
     sweep = load_sweep(tmp_path / "judged.toml")
     run_missing(sweep, tmp_path / "results", engine=Engine(workers=0), report=events.append)
-    assert [e.state for e in events if e.job.key.startswith("judge")] == ["started", "done"] * 2
-    largest = sweep.runs[-1].run_id
+    smaller, largest = (run.run_id for run in sweep.runs)
+    judged_runs = [(e.job.key, e.state) for e in events if e.job.key.startswith("judge")]
+    assert judged_runs == [(f"judge {smaller}", "started"), (f"judge {smaller}", "done")]  # its own text goes unread
     scores = analyze(tmp_path / "results" / "judged").scores
     judged = scores[scores["metric"] == "judge_bits_per_byte"]
     parts = {p.parts[-3]: read_table(p) for p in (tmp_path / "results" / "judged" / "judged").rglob("*.parquet")}
-    assert set(parts) == {sweep.runs[0].run_id} and len(judged) == 2
+    assert set(parts) == {smaller} and len(judged) == 2
     for row in judged.itertuples():
         if row.run_id == largest:
             assert math.isnan(row.value) and "judge" in row.note
