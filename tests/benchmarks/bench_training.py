@@ -66,7 +66,7 @@ CASES = (
     Case(size="2x32", n_head=2, steps=30, more=4, vocab_size=768, context_length=64, n_rows=8),
     Case(size="2x64", n_head=2, steps=6, more=3),
     Case(size="3x128", n_head=4, steps=2, more=2),
-    Case(size="4x192", n_head=6, steps=1),
+    Case(size="4x192", n_head=6, steps=1, more=3),
     Case(size="6x384", n_head=12, steps=1),
 )
 
