@@ -30,7 +30,7 @@ _WSD_DECAY = 0.2  # share of the steps
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
-class GraniteForSequenceClassification(GenericForSequenceClassification, GranitePreTrainedModel):  # type: ignore[misc]
+class GraniteForSequenceClassification(GenericForSequenceClassification, GranitePreTrainedModel):
     """The head transformers gives its other decoders: a linear map of the last token's features."""
 
 
@@ -146,7 +146,7 @@ def _start(folder: Path, spec: FinetuneSpec, n_labels: int, tokenizer: Any, untr
         if spec.method == "scratch" and isinstance(untrained, ModelSpec):
             lm: Any = build(untrained, seed=spec.seed)
         else:
-            source = untrained if spec.method == "scratch" else folder
+            source = untrained if spec.method == "scratch" and isinstance(untrained, Path) else folder
             lm = AutoModelForCausalLM.from_pretrained(source, local_files_only=True, dtype=torch.float32)
         if spec.head == "lm":
             model = lm
@@ -224,7 +224,8 @@ def rate(step: int, spec: FinetuneSpec) -> float:
 
 def _batches(part: Sequence[Example], spec: FinetuneSpec) -> Iterator[list[Example]]:
     """Endless, each example once before any comes again."""
-    generator, waiting = torch.Generator().manual_seed(spec.seed), []
+    generator = torch.Generator().manual_seed(spec.seed)
+    waiting: list[Example] = []
     while True:
         if not waiting:
             waiting = [part[i] for i in torch.randperm(len(part), generator=generator).tolist()]
