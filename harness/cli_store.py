@@ -81,9 +81,13 @@ def verify(
         raise typer.Exit(1)
 
 
-def compact(folder: Folder) -> None:
+def compact(folder: Folder, as_json: JsonOption = False) -> None:
     """Put the many small parts of each run into one file; the tables stay the same."""
+    import pandas as pd
+
     from harness.compact import compact as pack
 
     packed = pack(folder)
-    print(f"{sum(packed.values())} parts packed into {len(packed)} files in {folder}")
+    rows = [{"file": str(path.relative_to(folder)), "parts": n} for path, n in packed.items()]
+    print_table(pd.DataFrame(rows, columns=["file", "parts"]), as_json=as_json)
+    print(f"{sum(packed.values())} parts packed into {len(packed)} files in {folder}", file=sys.stderr)

@@ -269,24 +269,25 @@ def _print_plan(found: Plan, workers: int, *, as_json: bool) -> None:
             "state": p.state,
             "cells_missing": len(p.missing),
             "cells_stale": len(p.stale),
+            "tokens_left": p.tokens_left,
             "cpu_seconds_left": round(p.seconds * correction),
             "why": p.reason,
         }
         for p in found.runs
     ]
     print_table(pd.DataFrame(rows), as_json=as_json)
-    if as_json:
-        return
+    told = sys.stderr if as_json else sys.stdout
     cpu = sum(p.seconds for p in found.todo) * correction
     tokens = sum(p.tokens_left for p in found.todo)
     n = max(1, workers)
     print(
         f"{len(found.todo)} of {len(found.runs)} runs to do: {tokens / 1e6:.1f}M tokens, about {minutes(cpu)} of CPU, "
         f"{minutes(cpu / n)} with {n} worker{'s' * (n > 1)}; "
-        f"disk: about {sum(estimate(found).values()) / 1e6:.0f} MB in {found.folder}"
+        f"disk: about {sum(estimate(found, workers=workers).values()) / 1e6:.0f} MB in {found.folder}",
+        file=told,
     )
     for line in changed_settings(found.sweep, found.folder):
-        print(f"stale: the runs in this folder were made with other settings: {line}")
+        print(f"stale: the runs in this folder were made with other settings: {line}", file=told)
 
 
 def _print_jobs(found: Plan, *, as_json: bool) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from harness.store import DOCUMENTS, SAMPLES, is_part, read_table
+from harness.store import DOCUMENTS, SAMPLES, is_part, parts_in, read_table
 
 Key = tuple[str, int]  # level and doc_id
 
@@ -23,7 +23,8 @@ def known_answers(
     and `wanted` gives those to be asked now, in the columns of store.DOCUMENTS; a document is the same when all of
     them agree. With `alone` only rows that hold logprobs_alone count. At most one row per document."""
     task = part.name.rpartition("-")[0]
-    earlier = [path for path in sorted(part.parent.glob(f"{task}-{'?' * 12}.parquet")) if path != part]
+    names = {name for name in parts_in(part.parent) if name.rpartition("-")[0] == task}  # packed or not
+    earlier = [part.with_name(name) for name in sorted(names - {part.name})]
     earlier = [path for path in earlier if is_part(path) and is_part(documents / path.name)]
     if not earlier:
         return {}

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from harness.ask import TaskToAsk, ask_tasks, documents_frame, forget_questions
+from harness.compact import compact
 from harness.spec import digest
-from harness.store import DOCUMENTS, documents_path, read_table, samples_path, write_table
+from harness.store import DOCUMENTS, documents_path, read_table, samples_path, write_json, write_table
 from models.lm import Generation, Scored
 from tasks import Answer, Task, task
 
@@ -68,6 +69,15 @@ def test_more_documents_and_more_levels_ask_only_what_is_new(tmp_path: Path) -> 
         assert (both["prompt_digest"] == both["prompt_digest_after"]).all()
     fresh = ask(Counter(), replace(grown, grid={"digits": [1, 2, 3]}), 3, tmp_path / "fresh")
     assert wider["prompt_digest"].tolist() == fresh["prompt_digest"].tolist()  # in the same order, too
+
+
+def test_answers_that_were_packed_are_known_too(tmp_path: Path) -> None:
+    model = Counter()
+    write_json(tmp_path / "spec.json", {"grid": []})
+    ask(model, grown, 2, tmp_path)
+    assert sum(compact(tmp_path).values()) == 1 and not list(tmp_path.glob("samples/r/step-*/*.parquet"))
+    rows = ask(model, grown, 3, tmp_path)
+    assert len(rows) == 6 and len(model.prompts) == 4 + 2
 
 
 def test_fewer_documents_ask_nothing(tmp_path: Path) -> None:

@@ -329,7 +329,11 @@ def test_the_commands_say_what_they_found_and_repair_it(
     _, out, err = harness("gc", str(folder), "--json")
     assert [item["path"] for item in json.loads(out)] == [DAMAGED] and "--delete" in err
     assert harness("gc", str(folder), "--delete")[0] == 0 and not (folder / DAMAGED).exists()
-    assert "3 parts packed into 2 files" in harness("compact", str(folder))[1]
+    _, out, err = harness("compact", str(folder), "--json")
+    packed = json.loads(out)
+    assert sum(item["parts"] for item in packed) == 3 and all((folder / item["file"]).exists() for item in packed)
+    assert "3 parts packed into 2 files" in err
+    assert json.loads(harness("compact", str(folder), "--json")[1]) == []  # nothing stands by itself any more
     spec = read_json(folder / "spec.json")
     write_json(folder / "spec.json", spec | {"schema": 99})
     for command in ("gc", "verify", "compact", "status", "report"):
