@@ -42,6 +42,7 @@ from harness.store import (
     Results,
     StoreError,
     documents_path,
+    is_asked,
     is_part,
     load_results,
     places_of,
@@ -224,6 +225,8 @@ def _runs(folder: Path, stored: dict[str, Any], tasks: list[dict[str, Any]]) -> 
                 rows.append({key: known.get(key) for key in run_columns})
         for step, weights in places_of(cell):
             for task in tasks:
+                if not is_asked(task, cell, step, weights):
+                    continue
                 if not is_part(samples_path(folder, run_id, step, task["name"], task["digest"], weights)):
                     reason = error or f"not evaluated yet{'' if weights == AS_TRAINED else f' with {weights} weights'}"
                     missing.append(at | {"step": step, "task": task["name"], "reason": reason})

@@ -5,18 +5,19 @@ until it is asked for again, and is tried by itself once its address has changed
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from harness.jobs import Job
 from harness.judge import judged_tasks, unjudged
-from harness.plan import SECONDS_PER_CELL, Plan, RunPlan
+from harness.plan import SECONDS_PER_CELL, SECONDS_PER_TUNING, Cell, Plan, RunPlan
 from harness.spec import RunSpec, Sweep, digest
-from harness.store import AS_TRAINED, SCHEMA, read_json, samples_folder
+from harness.store import AS_TRAINED, SCHEMA, TUNING_ERROR, read_json, samples_folder
 from models.schedule import branch_step
 
-Kind = Literal["tokenizer", "data", "train", "evaluate", "judge"]
+Kind = Literal["tokenizer", "data", "train", "evaluate", "finetune", "judge"]
 State = Literal["done", "missing", "stale", "failed", "blocked"]
 
 
@@ -95,6 +96,7 @@ class _Graph:
         for p in sorted(plan.runs, key=lambda p: p.run.trunk is not None):
             self._add_training(p)
             self._add_questions(p)
+            self._add_tuning(p)
         self._add_judgements()
 
     def _add(
@@ -168,13 +170,13 @@ class _Graph:
 
     def _add_questions(self, p: RunPlan) -> None:
         for step, weights in p.places:
-            missing = [cell.task for cell in p.missing if (cell.step, cell.weights) == (step, weights)]
-            stale = sorted({cell.task for cell in p.stale if (cell.step, cell.weights) == (step, weights)})
+            missing = _tasks_at(step, weights, p.missing, but=p.tuned)
+            stale = sorted(set(_tasks_at(step, weights, p.stale, but=p.tuned)))
             self._add(
                 "evaluate",
                 # The id of a run is a digest of its recipe.
                 f"{p.run.run_id} step {step}{'' if weights == AS_TRAINED else f' {weights}'}",
-                self.digests,
+                {name: found for name, found in self.digests.items() if name not in p.tuned},
                 done=p.trained and not missing,
                 error=samples_folder(self.plan.folder, p.run.run_id, step, weights) / "error.json",
                 stale=f"changed since they were asked: {', '.join(stale)}" if stale else "",
@@ -184,6 +186,26 @@ class _Graph:
                 step=step,
                 weights=weights,
             )
+
+    def _add_tuning(self, p: RunPlan) -> None:
+        """What a run is tuned for, from its last checkpoint."""
+        if not p.tuned:
+            return
+        missing, stale = (
+            sorted({cell.task for cell in cells if cell.task in p.tuned}) for cells in (p.missing, p.stale)
+        )
+        self._add(
+            "finetune",
+            p.run.run_id,
+            {name: self.digests[name] for name in sorted(p.tuned)},
+            done=p.trained and not missing,
+            error=samples_folder(self.plan.folder, p.run.run_id, p.steps[-1]) / TUNING_ERROR,
+            stale=f"changed since they were asked: {', '.join(stale)}" if stale else "",
+            after=(f"train {p.run.run_id}",),
+            cost=SECONDS_PER_CELL * len(missing) + SECONDS_PER_TUNING * p.tunings,
+            run=p,
+            step=p.steps[-1],
+        )
 
     def _add_judgements(self) -> None:
         """What the largest run that can be had has not read of the others' generations, where a task asks for it."""
@@ -213,6 +235,10 @@ class _Graph:
                 run=p,
                 judge=judge,
             )
+
+
+def _tasks_at(step: int, weights: str, cells: Iterable[Cell], *, but: Collection[str]) -> list[str]:
+    return [cell.task for cell in cells if (cell.step, cell.weights) == (step, weights) and cell.task not in but]
 
 
 def judge_order(run: RunSpec) -> tuple[Any, ...]:

@@ -8,8 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from harness.finetune import TunedTask
 from harness.spec import InputError, RunSpec, Sweep
-from harness.store import AS_TRAINED, part_name, parts_in, places_of, read_json, samples_folder
+from harness.store import AS_TRAINED, TUNING_ERROR, part_name, parts_in, places_of, read_json, samples_folder
 from models.schedule import checkpoint_steps
 
 # Measured with one thread of an AVX2 cloud core: a step of 1,024 tokens costs 12 ms before any arithmetic, and
@@ -17,6 +18,7 @@ from models.schedule import checkpoint_steps
 _SECONDS_PER_STEP = 0.012
 _FLOPS_PER_SECOND = 50e9
 SECONDS_PER_CELL = 0.3  # one task at one checkpoint
+SECONDS_PER_TUNING = 1.5  # by one method on one number of examples
 
 
 class Cell(NamedTuple):
@@ -38,6 +40,8 @@ class RunPlan:
     weights: tuple[str, ...]  # with which the last of them is asked besides
     missing: tuple[Cell, ...]  # not yet evaluated
     stale: tuple[Cell, ...] = ()  # those of `missing` that an older version of the task has answers of
+    tuned: frozenset[str] = frozenset()  # the tasks among them that the run is tuned for before it is asked
+    tunings: int = 0  # how often it is for what is missing
     failure: dict[str, Any] | None = None  # of the training
     # (step, weights) -> why its tasks could not be asked
     unasked: dict[tuple[int, str], dict[str, Any]] = field(default_factory=dict)
@@ -84,7 +88,8 @@ class RunPlan:
     @cached_property
     def seconds(self) -> float:
         """Estimated CPU seconds of the training and the evaluation that are left."""
-        return (0.0 if self.trained else self.training_seconds) + SECONDS_PER_CELL * len(self.missing)
+        asking = SECONDS_PER_CELL * len(self.missing) + SECONDS_PER_TUNING * self.tunings
+        return (0.0 if self.trained else self.training_seconds) + asking
 
 
 @dataclass(frozen=True)
@@ -136,15 +141,19 @@ def _look_at(run: RunSpec, sweep: Sweep, folder: Path, names: dict[str, str]) ->
     stale: list[Cell] = []
     unasked = {}
     rounded = sweep.spec.evaluate.quantize
+    tuned = {task.name: len(task.levels) for task in sweep.tasks if isinstance(task, TunedTask)}
     for step, weights in places_of({"steps": steps, "weights": rounded}):
         at = samples_folder(folder, run.run_id, step, weights)
         there = parts_in(at)
-        absent = [task for task, name in names.items() if name not in there]
+        is_last = (step, weights) == (steps[-1], AS_TRAINED)
+        absent = [task for task, name in names.items() if name not in there and (is_last or task not in tuned)]
         missing += [Cell(step, task, weights) for task in absent]
         older = {name.rpartition("-")[0] for name in there}
         stale += [Cell(step, task, weights) for task in absent if task in older]
-        if absent and (at / "error.json").exists():
+        if any(task not in tuned for task in absent) and (at / "error.json").exists():
             unasked[step, weights] = read_json(at / "error.json")
+        if any(task in tuned for task in absent) and (at / TUNING_ERROR).exists():
+            unasked[step, "tuned"] = read_json(at / TUNING_ERROR)
     error = run_folder / "error.json"
     return RunPlan(
         run=run,
@@ -156,6 +165,8 @@ def _look_at(run: RunSpec, sweep: Sweep, folder: Path, names: dict[str, str]) ->
         weights=tuple(rounded),
         missing=tuple(missing),
         stale=tuple(stale),
+        tuned=frozenset(tuned),
+        tunings=sum(tuned.get(cell.task, 0) for cell in missing),
         failure=read_json(error) if error.exists() else None,
         unasked=unasked,
     )

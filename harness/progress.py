@@ -27,7 +27,7 @@ class Display:
         self.seeds = list(dict.fromkeys(str(p.run.train.seed) for p in plan.runs))
         self.places = list(dict.fromkeys(_place(p) for p in plan.runs))
         self.cells = {(_place(p), str(p.run.train.seed)): p.state for p in plan.runs}
-        self.open = {p.run.run_id: len({(cell.step, cell.weights) for cell in p.missing}) for p in plan.runs}
+        self.open = {p.run.run_id: _jobs_that_ask(p) for p in plan.runs}
         self.cost = {p.run.run_id: (p.training_seconds if not p.trained else 0.0, p.seconds) for p in plan.todo}
         self.share = dict.fromkeys(self.cost, (0.0, 0.0))  # of each run's training, and of its questions
         self.rate = _Rate()
@@ -53,7 +53,7 @@ class Display:
 
     def __call__(self, event: Event) -> None:
         order: Order = event.job.payload
-        if order.kind not in ("train", "evaluate") or order.run is None:
+        if order.kind not in ("train", "evaluate", "finetune") or order.run is None:
             self.note = f"{event.job.key}: {event.state}"
             self._line(self.note + _reason(event), always=event.state != "progress", bad=event.state == "failed")
             return
@@ -89,7 +89,8 @@ class Display:
                 self.share[run_id] = (training, min(1.0, asked + 1 / n_cells))
                 score = None if weights else info.get("score")
                 self.tasks[info["task"]].see(_place(order.run), info["documents"], score)
-            return f"asking {info['task']} ({info['cell']} of {info['cells']}){weights}"
+            verb = "tuning for" if order.kind == "finetune" else "asking"
+            return f"{verb} {info['task']} ({info['cell']} of {info['cells']}){weights}"
         if event.state in ("done", "failed", "skipped"):
             self.open[run_id] -= 1
         if event.state == "done":
@@ -168,6 +169,10 @@ class _Rate:
 
     def over_all(self, seconds: float) -> float:
         return sum(self.last[run] - before for run, (_, before) in self.first.items()) / seconds
+
+
+def _jobs_that_ask(p: RunPlan) -> int:
+    return len({(cell.step, cell.weights, cell.task in p.tuned) for cell in p.missing})
 
 
 def _place(p: RunPlan) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +28,7 @@ from harness import corpus_texts
 from harness.corpus_texts import Source, Texts
 from harness.curves import Constants, read_constants
 from harness.errors import InputError, all_errors
+from harness.finetune import TunedTask, tuned_task
 from harness.store import StoreError
 from harness.wording import si
 from models.schedule import annealed
@@ -153,6 +154,33 @@ class Evaluate(_Section):
         return {key: value for key, value in write(self).items() if key != "quantize" or value}
 
 
+class Finetune(_Section):
+    """Tasks that every run's last checkpoint is tuned for before it is asked; models.finetune says what each means."""
+
+    tasks: Annotated[list[str], Field(min_length=1)]
+    examples: Annotated[list[Annotated[int, Field(ge=2)]], Field(min_length=1)] = [16, 64, 256]
+    methods: Annotated[list[Literal["full", "frozen", "scratch"]], Field(min_length=1)] = ["full", "frozen", "scratch"]
+    documents: Annotated[int, Field(gt=0)] = 200  # asked after each tuning, at most
+    head: Literal["classifier", "lm"] = "classifier"
+    learning_rate: Annotated[float, Field(gt=0)] | None = None  # this and the rest: None, as models.finetune has it
+    schedule: Literal["cosine", "linear", "wsd"] | None = None
+    steps: Annotated[int, Field(gt=0)] | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+
+    @field_validator("tasks", "examples", "methods")
+    @classmethod
+    def _once(cls, given: list[Any]) -> list[Any]:
+        if len(set(given)) != len(given):
+            raise ValueError(f"each once, got {given}")
+        return given
+
+    def recipe(self) -> dict[str, Any]:
+        """Return what is not as models.finetune has it."""
+        given = self.model_dump(include={"learning_rate", "schedule", "steps", "dropout", "weight_decay"})
+        return {"head": self.head, **{name: value for name, value in given.items() if value is not None}}
+
+
 class Compute(_Section):
     """How a run is computed. Speed, memory and rounding depend on it and nothing else, so no run is named by it."""
 
@@ -179,6 +207,7 @@ class SweepSpec(_Section):
     train: Train
     corpus: Corpus
     evaluate: Evaluate = Evaluate()
+    finetune: Finetune | None = None
     compute: Compute = Compute()
     verdict: dict[str, float] = {}
 
@@ -188,6 +217,11 @@ class SweepSpec(_Section):
         if len(set(seeds)) != len(seeds) or min(seeds) < 0:
             raise ValueError(f"seeds must be distinct and not negative, got {seeds}")
         return seeds
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A sweep that tunes nothing is written as it was before there was tuning."""
+        return {key: value for key, value in write(self).items() if key != "finetune" or value}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -347,6 +381,7 @@ def resolve(
     by_default = [f"{name}_held_out" if name in texts else name for name in in_mixture]
     asked = load("evaluate.tasks", by_default if spec.evaluate.tasks is None else spec.evaluate.tasks)
     asked += [task for task in load("--tasks", extra_tasks) if task not in asked]
+    asked += _tuned(spec.finetune, attempt, lambda name: _load_named(name, folder, held_out)) if spec.finetune else []
     for place, group in (("corpus.mixture", [*mixed, *filter(None, texts.values())]), ("evaluate.tasks", asked)):
         names = [member.name for member in group]
         if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -413,6 +448,22 @@ def resolve(
         folder=folder,
         extra_tasks=tuple(extra_tasks),
     )
+
+
+def _tuned(section: Finetune, attempt: Any, load: Callable[[str], list[Task]]) -> list[TunedTask]:
+    """Return a task for each task and method of the section; `attempt` keeps what is wrong with it."""
+    given: dict[str, Any] = {
+        "examples": sorted(section.examples),
+        "documents": section.documents,
+        "recipe": section.recipe(),
+    }
+    found: list[TunedTask] = []
+    for name in section.tasks:
+        for base in attempt(f"finetune.tasks.{name}", lambda name=name: load(name)) or []:
+            for method in section.methods:
+                task = attempt(f"finetune.tasks.{name}", lambda b=base, m=method: tuned_task(b, m, **given))
+                found += [task] if task else []
+    return found
 
 
 def _spread(mixture: dict[str, float]) -> dict[str, float]:

@@ -40,6 +40,7 @@ SCHEMA = 2  # of a results folder; raise when what is written means something el
 SPEC = "spec.json"
 AS_TRAINED = "as trained"  # the weights of every row, but those that a checkpoint gave with its weights rounded
 DAMAGED = ".damaged"
+TUNING_ERROR = "error-tuning.json"  # beside the answers: why a run could not be asked what it is tuned for
 
 TABLES = (
     *("runs", "scores", "fits", "links", "backtests", "forecasts", "verdicts", "examples", "missing"),
@@ -289,6 +290,12 @@ def places_of(cell: Mapping[str, Any]) -> list[tuple[int, str]]:
     of them once more with each other weights."""
     steps = [(step, AS_TRAINED) for step in cell["steps"]]
     return steps + [(cell["steps"][-1], weights) for weights in cell.get("weights", ())]
+
+
+def is_asked(task: Mapping[str, Any], cell: Mapping[str, Any], step: int, weights: str = AS_TRAINED) -> bool:
+    """Return whether a run of a stored grid is asked a task at this step with these weights: all it is asked anywhere,
+    but what it is tuned for, which only the last checkpoint as it was trained is."""
+    return not task.get("tuned") or (step, weights) == (cell["steps"][-1], AS_TRAINED)
 
 
 def parts_in(folder: Path) -> set[str]:

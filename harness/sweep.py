@@ -22,12 +22,13 @@ from harness.space import check_space
 from harness.spec import Sweep
 from harness.status import StatusFile
 from harness.stopping import Stop
-from harness.store import DOCUMENTS, documents_path, is_part, locked, read_json, write_json, write_table
+from harness.store import DOCUMENTS, StoreError, documents_path, is_part, locked, read_json, write_json, write_table
 from harness.work import do, load_again
 from models.trackers import require_tracker
 
 _SECONDS_WORTH_A_WORKER = 60.0  # a worker spends about 8 s of CPU on its imports
-_ON_GPU = ("evaluate", "judge")
+_ASKING = ("evaluate", "finetune")
+_ON_GPU = (*_ASKING, "judge")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,13 +123,16 @@ def _keep(event: Event, node: Node) -> None:
     if event.state in ("failed", "skipped"):
         when = datetime.now(UTC).isoformat(timespec="seconds")
         about = {"job": node.key, "address": node.address, "state": event.state, "when": when}
-        write_json(node.error, about | event.info)
+        try:
+            write_json(node.error, about | event.info)
+        except StoreError as error:  # the others go on; this one is missing, and is tried by the next command
+            print(f"warning: {node.key}: why it {event.state} is not recorded: {error}", file=sys.stderr)
     if event.state != "done":
         return
     node.error.unlink(missing_ok=True)
     for line in event.info.get("warnings", ()):
         print(f"warning: {line}", file=sys.stderr)
-    if node.kind == "evaluate" and node.order.run:  # only this process writes it: a run is asked by several workers
+    if node.kind in _ASKING and node.order.run:  # only this process writes it: a run is asked by several workers
         path = node.order.run.folder / "run.json"
         ledger = read_json(path)
         ledger["evaluate_cpu_seconds"] = ledger.get("evaluate_cpu_seconds", 0.0) + event.info["cpu_seconds"]

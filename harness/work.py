@@ -7,6 +7,7 @@ import platform
 import resource
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import lru_cache
 from importlib import metadata
@@ -15,6 +16,7 @@ from typing import Any
 
 from harness import corpus
 from harness.ask import TaskToAsk, ask_tasks
+from harness.finetune import ask_tuned
 from harness.graph import Order, stream_path, stream_shape, tokenizer_path
 from harness.jobs import Context, Job, Stopped
 from harness.judge import judge_cells, unjudged
@@ -39,6 +41,7 @@ def do(job: Job, context: Context) -> dict[str, Any]:
         "data": _prepare_rows,
         "train": _train,
         "evaluate": _evaluate,
+        "finetune": _finetune,
         "judge": _judge,
     }[order.kind](order, sweep, context)
 
@@ -140,27 +143,62 @@ def environment() -> dict[str, str]:
 
 
 def _evaluate(order: Order, sweep: Sweep, context: Context) -> dict[str, Any]:
+    assert order.run and order.step is not None
+    wanted, started = _wanted(order, sweep, tuned=False), time.process_time()
+    model = _load_lm(order.run.folder / f"step-{order.step:06d}", order.weights)
+    at: dict[str, Any] = {"results": order.results, "run_id": order.run.run.run_id, "step": order.step}
+    at["weights"] = order.weights
+    # The corpus decides the tokenizer.
+    failed = ask_tasks(model, wanted, **at, tokenizer=sweep.corpus_digest, tell=_teller(wanted, context, at))
+    return _asked(failed, order.step, started)
+
+
+def _finetune(order: Order, sweep: Sweep, context: Context) -> dict[str, Any]:
+    assert order.run and order.step is not None
+    run, wanted, started = order.run.run, _wanted(order, sweep, tuned=True), time.process_time()
+    at: dict[str, Any] = {"results": order.results, "run_id": run.run_id, "step": order.step}
+    failed = ask_tuned(
+        order.run.folder / f"step-{order.step:06d}",
+        wanted,
+        **at,
+        shape=run.model,
+        seed=run.train.seed,
+        tokenizer=sweep.corpus_digest,
+        tell=_teller(wanted, context, at | {"weights": AS_TRAINED}),
+    )
+    return _asked(failed, order.step, started)
+
+
+def _wanted(order: Order, sweep: Sweep, *, tuned: bool) -> list[TaskToAsk]:
+    """Return the missing tasks of an order's checkpoint that the run is, or is not, tuned for."""
     from models.train import keep_freed_memory
 
-    assert order.run and order.step is not None
+    assert order.run
     keep_freed_memory()
-    plan, step, results, started = order.run, order.step, order.results, time.process_time()
-    at: dict[str, Any] = {"results": results, "run_id": plan.run.run_id, "step": step, "weights": order.weights}
-    names = [cell.task for cell in plan.missing if (cell.step, cell.weights) == (step, order.weights)]
     tasks = {t.name: TaskToAsk(task=t, limit=sweep.limit(t), digest=sweep.digest_of(t)) for t in sweep.tasks}
-    begun = 0
+    cells = [c for c in order.run.missing if (c.step, c.weights) == (order.step, order.weights)]
+    return [tasks[cell.task] for cell in cells if (cell.task in order.run.tuned) == tuned]
+
+
+def _teller(
+    wanted: list[TaskToAsk], context: Context, at: dict[str, Any]
+) -> Callable[[TaskToAsk, dict[str, Any]], None]:
+    """Return what reports every task of a job as it begins and ends, and ends the job between two when it is asked."""
+    begun, step = 0, at["step"]
 
     def tell(asked: TaskToAsk, info: dict[str, Any]) -> None:
         nonlocal begun
         begun += not info
-        place = {"task": asked.task.name, "cell": begun, "cells": len(names), "step": step}
+        place = {"task": asked.task.name, "cell": begun, "cells": len(wanted), "step": step}
         context.report(place | info | ({"score": _score(asked, **at)} if "documents" in info else {}))
         if context.stopping():
-            raise Stopped(f"{begun - (not info)} of {len(names)} tasks asked")
+            raise Stopped(f"{begun - (not info)} of {len(wanted)} tasks asked")
 
-    model = _load_lm(plan.folder / f"step-{step:06d}", order.weights)
-    # The corpus decides the tokenizer.
-    failed = ask_tasks(model, [tasks[name] for name in names], **at, tokenizer=sweep.corpus_digest, tell=tell)
+    return tell
+
+
+def _asked(failed: dict[str, str], step: int, started: float) -> dict[str, Any]:
+    """Return what asking has cost since `started`. Raises EvaluationFailed for tasks that could not be asked."""
     seconds = time.process_time() - started
     if failed:
         raise EvaluationFailed("; ".join(f"{name} at step {step}: {reason}" for name, reason in failed.items()))
