@@ -17,7 +17,7 @@ from harness import budgets
 from harness.abilities import abilities_table
 from harness.budgets import has_budgets, one_budget
 from harness.compression import COMPRESSION_COLUMNS, as_trained, compression_table
-from harness.curves import Constants, read_constants
+from harness.constants import Constants, read_constants
 from harness.emergence import verdicts_table
 from harness.fits import fits_table
 from harness.forecast import backtests_table, forecasts_table

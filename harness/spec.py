@@ -25,8 +25,8 @@ from pydantic import (
 )
 
 from harness import corpus_texts
+from harness.constants import Constants, read_constants
 from harness.corpus_texts import Source, Texts
-from harness.curves import Constants, read_constants
 from harness.errors import InputError, all_errors
 from harness.finetune import TunedTask, tuned_task
 from harness.store import StoreError
@@ -158,7 +158,7 @@ class Finetune(_Section):
     """Tasks that every run's last checkpoint is tuned for before it is asked; models.finetune says what each means."""
 
     tasks: Annotated[list[str], Field(min_length=1)]
-    examples: Annotated[list[Annotated[int, Field(ge=2)]], Field(min_length=1)] = [16, 64, 256]
+    examples: Annotated[list[Annotated[int, Field(ge=2, le=4096)]], Field(min_length=1)] = [16, 64, 256]
     methods: Annotated[list[Literal["full", "frozen", "scratch"]], Field(min_length=1)] = ["full", "frozen", "scratch"]
     documents: Annotated[int, Field(gt=0)] = 200  # asked after each tuning, at most
     head: Literal["classifier", "lm"] = "classifier"
@@ -381,7 +381,11 @@ def resolve(
     by_default = [f"{name}_held_out" if name in texts else name for name in in_mixture]
     asked = load("evaluate.tasks", by_default if spec.evaluate.tasks is None else spec.evaluate.tasks)
     asked += [task for task in load("--tasks", extra_tasks) if task not in asked]
-    asked += _tuned(spec.finetune, attempt, lambda name: _load_named(name, folder, held_out)) if spec.finetune else []
+    asked += (
+        _tuned(spec.finetune, spec.seeds[0], attempt, lambda name: _load_named(name, folder, held_out))
+        if spec.finetune
+        else []
+    )
     for place, group in (("corpus.mixture", [*mixed, *filter(None, texts.values())]), ("evaluate.tasks", asked)):
         names = [member.name for member in group]
         if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -450,7 +454,7 @@ def resolve(
     )
 
 
-def _tuned(section: Finetune, attempt: Any, load: Callable[[str], list[Task]]) -> list[TunedTask]:
+def _tuned(section: Finetune, seed: int, attempt: Any, load: Callable[[str], list[Task]]) -> list[TunedTask]:
     """Return a task for each task and method of the section; `attempt` keeps what is wrong with it."""
     given: dict[str, Any] = {
         "examples": sorted(section.examples),
@@ -460,9 +464,11 @@ def _tuned(section: Finetune, attempt: Any, load: Callable[[str], list[Task]]) -
     found: list[TunedTask] = []
     for name in section.tasks:
         for base in attempt(f"finetune.tasks.{name}", lambda name=name: load(name)) or []:
-            for method in section.methods:
-                task = attempt(f"finetune.tasks.{name}", lambda b=base, m=method: tuned_task(b, m, **given))
-                found += [task] if task else []
+            place = f"finetune.tasks.{name}"
+            of_base = [attempt(place, lambda b=base, m=method: tuned_task(b, m, **given)) for method in section.methods]
+            if all(of_base) and not available(base):  # here it costs milliseconds to know that there are as many
+                attempt(place, lambda t=of_base[0]: t.learned_from(max(section.examples), seed))
+            found += filter(None, of_base)
     return found
 
 

@@ -20,7 +20,6 @@ from harness.finetune import ask_tuned
 from harness.graph import Order, stream_path, stream_shape, tokenizer_path
 from harness.jobs import Context, Job, Stopped
 from harness.judge import judge_cells, unjudged
-from harness.scores import score_cells
 from harness.spec import Sweep, SweepSpec, resolve
 from harness.store import AS_TRAINED, documents_path, read_table, samples_path, write_json
 
@@ -207,6 +206,8 @@ def _asked(failed: dict[str, str], step: int, started: float) -> dict[str, Any]:
 
 def _score(asked: TaskToAsk, results: Path, run_id: str, step: int, weights: str) -> float | None:
     """Return the mean of the headline metric over the levels of one cell, None where it has none yet."""
+    from harness.scores import score_cells
+
     samples = read_table(samples_path(results, run_id, step, asked.task.name, asked.digest, weights))
     documents = read_table(documents_path(results, asked.task.name, asked.digest))
     headline = asked.task.summary() | {"metrics": [asked.task.metric]}

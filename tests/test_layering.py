@@ -10,7 +10,19 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FORBIDDEN = {"models": {"tasks", "harness"}, "tasks": {"models", "harness", "torch", "transformers"}}
 TORCH_FREE = (
-    *("store", "scores", "fits", "emergence", "figures", "report", "analyze", "width", "wording", "curves"),
+    *(
+        "store",
+        "scores",
+        "fits",
+        "emergence",
+        "figures",
+        "report",
+        "analyze",
+        "width",
+        "wording",
+        "curves",
+        "constants",
+    ),
     *("links", "curve_links", "threshold", "forecast", "predictors", "stacking", "design", "cli_study", "seeds"),
     *("evidence", "comparison", "cells", "intervals", "paired", "positions", "reliability", "cli_compare"),
     *("abilities", "compression"),
@@ -50,6 +62,13 @@ def test_analysing_and_planning_load_no_torch() -> None:
     modules = ", ".join(f"harness.{name}" for name in (*TORCH_FREE, "spec", "plan", "sweep", "cli"))
     code = f"import sys, {modules}; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=ROOT)
+
+
+def test_planning_loads_no_statistics() -> None:
+    """They are half of what a plan of a finished sweep would take."""
+    modules = ", ".join(f"harness.{name}" for name in ("spec", "plan", "sweep", "space", "progress", "fresh", "cli"))
+    code = f"import sys, {modules}; found = [m for m in ('torch', 'scipy', 'matplotlib') if m in sys.modules]; "
+    subprocess.run([sys.executable, "-W", "ignore", "-c", f"{code}assert not found, found"], check=True, cwd=ROOT)
 
 
 def test_the_command_line_imports_nothing_heavy() -> None:
