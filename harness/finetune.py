@@ -212,13 +212,12 @@ def _answers(
     tokenizer: str,
 ) -> pd.DataFrame:
     from models.finetune import FinetuneSpec, finetune
-    from models.pretrained import Reader
-    from models.tokenizer import load_tokenizer
+    from models.pretrained import Reader, load_tokenizer_of
 
     task = asked.task
     assert isinstance(task, TunedTask)
     spec = FinetuneSpec(method=task.method, seed=seed, **task.recipe)
-    reader = Reader(load_tokenizer(checkpoint), shape.context_length)
+    reader = Reader(load_tokenizer_of(checkpoint), shape.context_length)
     stored = documents_path(results, task.name, asked.digest)
     by_level: dict[str, list[Question]] = {}
     for question in questions_of(asked, reader, tokenizer, stored):

@@ -16,11 +16,13 @@ from harness.graph import stream_path, stream_shape, tokenizer_path
 from harness.plan import Plan, RunPlan
 from harness.store import (
     DAMAGED,
+    TUNING_ERROR,
     StoreError,
     documents_path,
     is_locked,
     is_part,
     locked,
+    names_at,
     part_name,
     parts_in,
     places_of,
@@ -140,8 +142,8 @@ def garbage(folder: Path, *, checkpoints: bool = False, dropped: bool = False) -
     for kind in (
         () if is_locked(folder) else _half_written(folder),  # somebody may be writing it at this moment
         _logs(folder),
-        _of_runs(folder, stored["grid"], names, checkpoints=checkpoints),
-        _errors(folder, stored["grid"], names),
+        _of_runs(folder, stored["grid"], tasks, checkpoints=checkpoints),
+        _errors(folder, stored["grid"], tasks),
         _data(folder, stored["grid"]),
         _dropped(folder, stored["grid"], names) if dropped else (),
     ):
@@ -183,11 +185,13 @@ def _logs(folder: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _of_runs(
-    folder: Path, grid: list[dict[str, Any]], names: set[str], *, checkpoints: bool
+    folder: Path, grid: list[dict[str, Any]], tasks: list[dict[str, Any]], *, checkpoints: bool
 ) -> Iterator[tuple[Path, str]]:
     for cell in grid:
         run_folder = folder / "runs" / cell["run_id"]
-        asked = [s for s in cell["steps"] if names <= parts_in(samples_folder(folder, cell["run_id"], s))]
+        asked = [
+            s for s in cell["steps"] if names_at(tasks, cell, s) <= parts_in(samples_folder(folder, cell["run_id"], s))
+        ]
         there = [s for s in cell["steps"] if (run_folder / f"step-{s:06d}" / "meta.json").exists()]
         if not (run_folder / "run.json").exists() or not {*asked, *there}.issuperset(cell["steps"]):
             continue  # it goes on from all there is
@@ -210,7 +214,7 @@ def _branches_to_come(folder: Path, trunk: str, grid: list[dict[str, Any]]) -> s
     return {branch_step(branch(spec, cell["tokens"])) for cell in rest}
 
 
-def _errors(folder: Path, grid: list[dict[str, Any]], names: set[str]) -> Iterator[tuple[Path, str]]:
+def _errors(folder: Path, grid: list[dict[str, Any]], tasks: list[dict[str, Any]]) -> Iterator[tuple[Path, str]]:
     """Yield the records of failures of what was done afterwards."""
     why = "why something failed that is done now"
     trained = True
@@ -222,8 +226,9 @@ def _errors(folder: Path, grid: list[dict[str, Any]], names: set[str]) -> Iterat
             yield run / "error.json", why
         for step, weights in places_of(cell):
             samples = samples_folder(folder, cell["run_id"], step, weights)
-            if (samples / "error.json").exists() and names <= parts_in(samples):
-                yield samples / "error.json", why
+            errors = [path for name in ("error.json", TUNING_ERROR) if (path := samples / name).exists()]
+            if errors and names_at(tasks, cell, step, weights) <= parts_in(samples):
+                yield from ((path, why) for path in errors)
     if trained:
         for path in folder.glob("data/error-*.json"):
             yield path, why

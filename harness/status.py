@@ -6,13 +6,24 @@ import os
 import socket
 import time
 from collections import Counter
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from harness.jobs import Event
 from harness.plan import is_begun
-from harness.store import is_locked, part_name, parts_in, places_of, read_json, samples_folder, write_json
+from harness.store import (
+    TUNING_ERROR,
+    StoreError,
+    is_locked,
+    names_at,
+    parts_in,
+    places_of,
+    read_json,
+    samples_folder,
+    write_json,
+)
 
 _SECONDS_BETWEEN_WRITES = 1.0
 _FILE = "status.json"
@@ -44,7 +55,9 @@ class StatusFile:
 
     def _write(self) -> None:
         self.written = time.monotonic()
-        write_json(self.path, self.about | {"updated": _now(), "running": self.running, "ended": dict(self.ended)})
+        about = self.about | {"updated": _now(), "running": self.running, "ended": dict(self.ended)}
+        with suppress(StoreError):  # a full disk is no reason to stop: what does not fit says so itself
+            write_json(self.path, about)
 
 
 def read_status(folder: Path) -> dict[str, Any]:
@@ -54,11 +67,10 @@ def read_status(folder: Path) -> dict[str, Any]:
     "missing", cells done and in all, and the reason of a failure; `running`: the jobs at work and their last word;
     `active`: whether a process holds the folder; `holder`: which."""
     stored, tasks = read_json(folder / "spec.json"), read_json(folder / "tasks.json")
-    names = {part_name(task["name"], task["digest"]) for task in tasks}
     told = read_json(folder / _FILE) if (folder / _FILE).exists() else {}
     active = is_locked(folder)
     running = told.get("running", {}) if active else {}
-    runs = [_run(folder, cell, names, running) for cell in stored["grid"]]
+    runs = [_run(folder, cell, tasks, running) for cell in stored["grid"]]
     return {
         "sweep": stored["spec"]["name"],
         "active": active,
@@ -70,14 +82,16 @@ def read_status(folder: Path) -> dict[str, Any]:
     }
 
 
-def _run(folder: Path, cell: dict[str, Any], names: set[str], running: dict[str, Any]) -> dict[str, Any]:
+def _run(folder: Path, cell: dict[str, Any], tasks: list[dict[str, Any]], running: dict[str, Any]) -> dict[str, Any]:
     run_folder = folder / "runs" / cell["run_id"]
-    places = [samples_folder(folder, cell["run_id"], step, weights) for step, weights in places_of(cell)]
-    there = sum(len(names & parts_in(place)) for place in places)
-    cells = len(names) * len(places)
+    places = {at: samples_folder(folder, cell["run_id"], *at) for at in places_of(cell)}
+    wanted = {place: names_at(tasks, cell, *at) for at, place in places.items()}
+    there = sum(len(names & parts_in(place)) for place, names in wanted.items())
+    cells = sum(map(len, wanted.values()))
     trained = (run_folder / "run.json").exists()
     at_work = [info for key, info in running.items() if cell["run_id"] in key.split()]
-    failed = [read_json(at / "error.json") for at in [run_folder, *places] if (at / "error.json").exists()]
+    errors = [run_folder / "error.json", *(place / name for place in wanted for name in ("error.json", TUNING_ERROR))]
+    failed = [read_json(path) for path in errors if path.exists()]
     state = "done" if trained and there == cells else "running" if at_work else "failed" if failed else ""
     if not state:
         state = "to evaluate" if trained else "started" if is_begun(run_folder) else "missing"
@@ -93,7 +107,7 @@ def _run(folder: Path, cell: dict[str, Any], names: set[str], running: dict[str,
 
 def _failures(folder: Path) -> list[dict[str, Any]]:
     """Return every failure that is written down, with where; skipped jobs follow from them and are left out."""
-    patterns = ("data/error-*.json", "runs/*/error.json", "samples/*/*/error.json", "judged/error-*.json")
+    patterns = ("data/error-*.json", "runs/*/error.json", "samples/*/*/error*.json", "judged/error-*.json")
     found = [(path, read_json(path)) for pattern in patterns for path in sorted(folder.glob(pattern))]
     return [
         {"job": error.get("job", path.parent.name), "reason": error["reason"], "file": str(path.relative_to(folder))}

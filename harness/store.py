@@ -24,7 +24,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -296,6 +296,13 @@ def is_asked(task: Mapping[str, Any], cell: Mapping[str, Any], step: int, weight
     """Return whether a run of a stored grid is asked a task at this step with these weights: all it is asked anywhere,
     but what it is tuned for, which only the last checkpoint as it was trained is."""
     return not task.get("tuned") or (step, weights) == (cell["steps"][-1], AS_TRAINED)
+
+
+def names_at(
+    tasks: Iterable[Mapping[str, Any]], cell: Mapping[str, Any], step: int, weights: str = AS_TRAINED
+) -> set[str]:
+    """Return the names of the parts that a run of a stored grid has at this step once it is asked everything."""
+    return {part_name(task["name"], task["digest"]) for task in tasks if is_asked(task, cell, step, weights)}
 
 
 def parts_in(folder: Path) -> set[str]:

@@ -29,7 +29,7 @@ from harness.store import (
     StoreError,
     documents_path,
     locked,
-    part_name,
+    names_at,
     parts_in,
     read_json,
     replacing,
@@ -62,7 +62,7 @@ def verify(folder: Path, *, deep: bool = False) -> list[Finding]:
         *_documents(folder, tasks),
         *_tables(folder),
         *_checkpoints(folder, deep=deep),
-        *_missing(folder, stored, {part_name(task["name"], task["digest"]) for task in tasks}),
+        *_missing(folder, stored, tasks),
         *_rows(folder, deep=deep),
     ]
     return sorted(found, key=lambda finding: (finding.path, finding.problem))
@@ -222,7 +222,7 @@ def _checkpoints(folder: Path, *, deep: bool) -> Iterator[Finding]:
             yield Finding(path=path, state="damaged", problem=problem)
 
 
-def _missing(folder: Path, stored: dict[str, Any], names: set[str]) -> Iterator[Finding]:
+def _missing(folder: Path, stored: dict[str, Any], tasks: list[dict[str, Any]]) -> Iterator[Finding]:
     """Yield the checkpoints of finished runs that are asked and are not there."""
     if stored.get("evaluated") or stored.get("imported"):
         return  # trained elsewhere
@@ -230,7 +230,7 @@ def _missing(folder: Path, stored: dict[str, Any], names: set[str]) -> Iterator[
         run = folder / "runs" / cell["run_id"]
         for step in cell["steps"] if (run / "run.json").exists() else ():
             if not (run / f"step-{step:06d}").exists():
-                whole = names <= parts_in(samples_folder(folder, cell["run_id"], step))
+                whole = names_at(tasks, cell, step) <= parts_in(samples_folder(folder, cell["run_id"], step))
                 then = "it was asked everything; a new task would train it again" if whole else "tasks wait for it"
                 yield Finding(path=run / f"step-{step:06d}", state="missing", problem=f"a checkpoint; {then}")
 
