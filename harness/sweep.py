@@ -134,10 +134,13 @@ def _keep(event: Event, node: Node) -> None:
         print(f"warning: {line}", file=sys.stderr)
     if node.kind in _ASKING and node.order.run:  # only this process writes it: a run is asked by several workers
         path = node.order.run.folder / "run.json"
-        ledger = read_json(path)
-        ledger["evaluate_cpu_seconds"] = ledger.get("evaluate_cpu_seconds", 0.0) + event.info["cpu_seconds"]
-        ledger["peak_memory_bytes"] = max(ledger["peak_memory_bytes"], event.info["peak_memory_bytes"])
-        write_json(path, ledger)
+        try:
+            ledger = read_json(path)
+            ledger["evaluate_cpu_seconds"] = ledger.get("evaluate_cpu_seconds", 0.0) + event.info["cpu_seconds"]
+            ledger["peak_memory_bytes"] = max(ledger["peak_memory_bytes"], event.info["peak_memory_bytes"])
+            write_json(path, ledger)
+        except StoreError as error:  # the answers are there, and that is what counts
+            print(f"warning: {node.key}: what it cost is not recorded: {error}", file=sys.stderr)
 
 
 def _describe(plan: Plan) -> dict[str, Any]:

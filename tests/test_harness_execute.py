@@ -272,4 +272,4 @@ def test_nothing_heavy_is_loaded_to_run_a_job() -> None:
     code = (
         "import sys, harness.execute, harness.executors.local\nassert not {'torch', 'pandas', 'ray'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=os.path.dirname(os.path.dirname(__file__)))
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=os.path.dirname(os.path.dirname(__file__)))

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from harness.analyze import analyze
 from harness.jobs import Event
 from harness.plan import make_plan
 from harness.spec import load_sweep
-from harness.store import TABLES, load_results, read_json
+from harness.store import TABLES, StoreError, load_results, read_json
 from harness.sweep import Engine, run_missing
 
 SPEC = """
@@ -108,7 +109,24 @@ def all_gone(pids: list[int], seconds: float = 20) -> bool:
 def start(spec: Path, results: Path, *words: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "harness.cli", "sweep", str(spec), "--results", str(results)]
     command += ["--reports", str(results / "reports"), "--workers", "2", *words]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    _drivers.append(subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+    return _drivers[-1]
+
+
+_drivers: list[subprocess.Popen] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_running() -> Iterator[None]:
+    """Whatever a test finds, its drivers and their workers, which lead groups of their own, end with it."""
+    yield
+    while _drivers:
+        driver = _drivers.pop()
+        if driver.poll() is None:
+            workers = descendants(driver.pid)
+            driver.kill()
+            driver.communicate(timeout=30)
+            assert all_gone(workers), "a worker outlived its driver"
 
 
 def disturb(spec: Path, results: Path, n_kills: int, seed: int) -> None:
@@ -141,7 +159,7 @@ def disturb(spec: Path, results: Path, n_kills: int, seed: int) -> None:
     assert driver.returncode == 0, err
 
 
-@pytest.mark.parametrize("n_kills", [3, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.parametrize("n_kills", [3, pytest.param(20, marks=[pytest.mark.long, pytest.mark.timeout(3600)])])
 def test_killed_at_random_moments_a_sweep_ends_with_the_bytes_of_an_undisturbed_one(
     spec: Path, undisturbed: Path, tmp_path: Path, n_kills: int
 ) -> None:
@@ -150,7 +168,7 @@ def test_killed_at_random_moments_a_sweep_ends_with_the_bytes_of_an_undisturbed_
     assert tables(results) == tables(undisturbed)
     for folder in (results, undisturbed):
         command = [sys.executable, "-m", "harness.cli", "gc", str(folder / "tiny"), "--delete"]
-        subprocess.run(command, check=True, capture_output=True)
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
     left = [
         sorted(str(p.relative_to(r)) for p in (r / "tiny").rglob("*") if p.is_file()) for r in (results, undisturbed)
     ]
@@ -164,12 +182,13 @@ def test_ctrl_c_puts_away_what_runs_and_says_how_to_go_on(spec: Path, undisturbe
     driver = start(longer, tmp_path)
     deadline = time.monotonic() + 120
     while not any((tmp_path / "tiny" / "runs").glob("*/step-000000/meta.json")):
-        assert driver.poll() is None and time.monotonic() < deadline, driver.communicate()
+        assert driver.poll() is None and time.monotonic() < deadline, "no checkpoint in time"
         time.sleep(0.05)
     time.sleep(1)
     workers = descendants(driver.pid)
     status = [sys.executable, "-m", "harness.cli", "status", str(tmp_path / "tiny"), "--json"]
-    seen = json.loads(subprocess.run(status, check=True, capture_output=True, text=True).stdout)
+    told = subprocess.run(status, check=True, capture_output=True, text=True, timeout=60).stdout
+    seen = json.loads(told)
     assert seen["active"] and {run["state"] for run in seen["runs"]} <= {"running", "missing", "started"}
     os.kill(driver.pid, signal.SIGINT)
     _, err = driver.communicate(timeout=60)
@@ -313,3 +332,47 @@ def test_a_failure_is_told_again_until_it_is_tried_again(
     sweep(spec, tmp_path, retry_failed=True)
     assert load_results(tmp_path / "tiny").missing.empty
     assert not list((tmp_path / "tiny").rglob("error.json"))
+
+
+def test_a_disk_that_stays_full_is_named_and_once_there_is_room_the_rest_is_done_and_nothing_twice(
+    spec: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Full in the middle: no job, no record of a failure and no status can be written from there on."""
+    good = os.fsync
+
+    def full(file: int) -> None:
+        if len(list(tmp_path.glob("tiny/samples/*/*/*.parquet"))) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        good(file)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreError, match="No space left on device"):  # nor is there room for the tables
+        sweep(spec, tmp_path)
+    monkeypatch.undo()
+    before, told = parts(tmp_path), capsys.readouterr().err
+    assert before and told.count("is not recorded") > 1 and "No space left on device" in told
+    assert not list((tmp_path / "tiny").rglob("error.json"))
+    sweep(spec, tmp_path)
+    assert tables(tmp_path) == tables(undisturbed) and before.items() <= parts(tmp_path).items()
+    assert not list((tmp_path / "tiny").rglob(".*.tmp"))
+
+
+def test_a_folder_that_cannot_be_written_costs_no_other_run_its_answers(
+    spec: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    victim, good = load_sweep(spec).runs[0].run_id, os.replace
+
+    def forbidden(source: Path, target: Path) -> None:
+        if Path(target).is_relative_to(tmp_path / "tiny" / "samples" / victim):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(target))
+        good(source, target)
+
+    monkeypatch.setattr(os, "replace", forbidden)
+    failed = {event.job.key for event in sweep(spec, tmp_path) if event.state == "failed"}
+    assert len(failed) == 2 and all(key.startswith(f"evaluate {victim} ") for key in failed)
+    told = capsys.readouterr().err
+    assert f"samples/{victim}/" in told and "Permission denied" in told
+    assert set(load_results(tmp_path / "tiny").missing["run_id"]) == {victim}
+    monkeypatch.undo()
+    again = {event.job.key for event in sweep(spec, tmp_path) if event.state == "started"}
+    assert again == failed and tables(tmp_path) == tables(undisturbed)

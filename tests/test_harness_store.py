@@ -62,7 +62,7 @@ def test_a_writer_killed_in_the_middle_leaves_the_old_part_whole(tmp_path: Path)
         writer.start()
         time.sleep(delay)
         os.kill(writer.pid, signal.SIGKILL)
-        writer.join()
+        writer.join(timeout=60)
         assert is_part(path)
         assert len(read_table(path)) in (2, 200_000)
 
@@ -109,11 +109,11 @@ def test_a_second_sweep_of_a_folder_is_told_who_holds_it_and_a_killed_holder_hol
     ready = context.Queue()
     holder = context.Process(target=_hold, args=(tmp_path, ready))
     holder.start()
-    pid = ready.get()
+    pid = ready.get(timeout=60)
     with pytest.raises(StoreError, match=f"in use by process {pid}"), locked(tmp_path):
         pass
     os.kill(pid, signal.SIGKILL)
-    holder.join()
+    holder.join(timeout=60)
     with locked(tmp_path):
         assert (tmp_path / ".lock").read_text() == str(os.getpid())
 
