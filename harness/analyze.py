@@ -18,6 +18,7 @@ from harness.abilities import abilities_table
 from harness.budgets import has_budgets, one_budget
 from harness.compression import COMPRESSION_COLUMNS, as_trained, compression_table
 from harness.constants import Constants, read_constants
+from harness.elbows import elbows_table
 from harness.emergence import verdicts_table
 from harness.fits import fits_table
 from harness.forecast import backtests_table, forecasts_table
@@ -102,6 +103,7 @@ def analyze(folder: Path, *, axis: str = "flops", constants: Mapping[str, Any] |
     tables["forecasts"] = forecasts_table(final, backtests=tables["backtests"])
     tables["verdicts"] = verdicts_table(scores, chosen, axis, backtests=tables["backtests"], links=tables["links"])
     tables["abilities"] = abilities_table(scores)
+    tables["elbows"] = elbows_table(scores, tasks)
     for name, table in tables.items():
         write_table(folder / f"{name}.parquet", table)
     write_json(folder / "analysis.json", _trace(folder, axis, chosen) | {"chosen": dict(constants or {})})

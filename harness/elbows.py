@@ -9,14 +9,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy import stats
+
+from harness.budgets import one_budget
 
 MIN_SIZES = 4  # a hinge has three parameters
 MIN_ELBOWS = 3  # a line has two
 LEVEL = 0.95
+ELBOW_COLUMNS = (
+    *("task", "method", "what", "examples", "elbow", "lo", "hi", "shift", "chance", "n_sizes", "n_seeds", "note"),
+)
 _GRID = 200
+_DRAWS = 200
+_LEAST_ERROR = 0.005  # of one accuracy: where all documents are right or wrong, no error is seen
 
 
 @dataclass(frozen=True)
@@ -80,3 +89,67 @@ def forecast(elbows: Sequence[Elbow]) -> Forecast:
     if slope + error >= 0:
         return Forecast(None, None, None, float(slope), "more examples do not move the elbow to smaller sizes for sure")
     return Forecast(float(start), float(start) - half, float(start) + half, float(slope))
+
+
+def elbows_table(scores: pd.DataFrame, tasks: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Return where every tuned task leaves chance, in parameters without embeddings, by method and number of examples.
+
+    `what`: "measured" at a number of examples, with a 95 % interval over redrawn means of the sizes; "foretold" at no
+    examples, from the measured ones; "untuned", where the task itself is asked of the same models, to hold that
+    against. `shift`: decades of size for each doubling of the examples. What could not be told has no elbow; `note`
+    says why."""
+    last = one_budget(scores[scores["is_last"].astype(bool) & scores["metric"].eq("acc")])
+    table: list[dict[str, Any]] = []
+    untuned: dict[str, None] = {}
+    for task in tasks:
+        if not (tuned := task.get("tuned")):
+            continue
+        untuned[tuned["task"]] = None
+        at = {"task": tuned["task"], "method": tuned["method"]}
+        mine, found = last[last["task"].eq(task["name"])], []
+        for level in task["levels"]:
+            part, n = mine[mine["level"].eq(f"examples={level['examples']}")], int(level["examples"])
+            measured, row = _measured(part, n)
+            found.append(measured)
+            table.append(at | {"what": "measured", "examples": n} | row)
+        told = forecast(found)
+        ends = {"elbow": told.x, "lo": told.low, "hi": told.high}
+        row = {name: math.nan if x is None else 10.0**x for name, x in ends.items()}
+        shift = math.nan if told.shift is None else told.shift
+        table.append(at | {"what": "foretold", "examples": 0, "shift": shift, "note": told.reason or None} | row)
+    for name in untuned:
+        part = last[last["task"].eq(name)]
+        if len(part):
+            table.append({"task": name, "method": None, "what": "untuned", "examples": 0} | _measured(part, 0)[1])
+    frame = pd.DataFrame(table, columns=list(ELBOW_COLUMNS))
+    return frame.astype({name: float for name in ("elbow", "lo", "hi", "shift", "n_sizes", "n_seeds", "chance")})
+
+
+def _measured(rows: pd.DataFrame, examples: int) -> tuple[Elbow, dict[str, Any]]:
+    """Return the elbow of one task's accuracies, levels together, and its columns of the table."""
+    rows = rows[rows["value"].notna()]
+    by_run = rows.groupby(["n_params_non_embedding", "run_id"])[["value", "item_se", "chance"]].mean()
+    by_size = by_run.groupby(level=0)
+    means, counts = by_size["value"].mean(), by_size.size()
+    row: dict[str, Any] = {"n_sizes": len(means), "n_seeds": int(counts.min()) if len(counts) else 0}
+    if not len(means):
+        return Elbow(examples, None, "nothing was asked"), row | {"note": "nothing was asked"}
+    chance = float(by_run["chance"].mean())
+    # Seeds differ by more than their documents do, but a single one, or a few by luck, do not show it.
+    spread = float(by_size["value"].var(ddof=1).mean()) if (counts > 1).any() else math.nan
+    error = math.sqrt(np.nanmax([float((by_run["item_se"] ** 2).mean()), spread, _LEAST_ERROR**2]) / counts.mean())
+    sizes, rng = means.index.to_numpy(dtype=float), np.random.default_rng(0)
+    found = elbow(examples, sizes, means.to_numpy(), chance=chance, error=error)
+    row |= {"chance": chance, "note": found.reason or None}
+    if found.x is None:
+        return found, row
+    again = (
+        elbow(examples, sizes, means.to_numpy() + rng.normal(0, error, len(means)), chance=chance, error=error).x
+        for _ in range(_DRAWS)
+    )
+    drawn = [x for x in again if x is not None]
+    row["elbow"] = 10.0**found.x
+    if len(drawn) < LEVEL * _DRAWS:
+        return found, row | {"note": f"{_DRAWS - len(drawn)} of {_DRAWS} redrawn curves show no elbow: no interval"}
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return found, row | {"lo": 10.0 ** float(low), "hi": 10.0 ** float(high)}

@@ -44,7 +44,7 @@ TUNING_ERROR = "error-tuning.json"  # beside the answers: why a run could not be
 
 TABLES = (
     *("runs", "scores", "fits", "links", "backtests", "forecasts", "verdicts", "examples", "missing"),
-    *("pairs", "positions", "reliability", "abilities", "compression"),
+    *("pairs", "positions", "reliability", "abilities", "compression", "elbows"),
 )
 
 SAMPLES = pa.schema(
@@ -133,6 +133,7 @@ class Results:
     reliability: pd.DataFrame
     abilities: pd.DataFrame
     compression: pd.DataFrame
+    elbows: pd.DataFrame
 
 
 def is_analysed(folder: Path) -> bool:

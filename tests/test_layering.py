@@ -13,7 +13,7 @@ TORCH_FREE = (
     *("store", "scores", "fits", "emergence", "figures", "report", "analyze", "width", "wording", "curves"),
     *("links", "curve_links", "threshold", "forecast", "predictors", "stacking", "design", "cli_study", "seeds"),
     *("evidence", "comparison", "cells", "intervals", "paired", "positions", "reliability", "cli_compare"),
-    *("abilities", "compression", "constants"),
+    *("abilities", "compression", "constants", "elbows"),
     *("errors", "corpus_files", "corpus_hub", "corpus_texts"),
     *("check", "check_answers", "check_overlap", "check_warnings", "new_task"),
     *("importers", "imported", "imported_runs", "foreign", "lm_eval", "lm_eval_samples", "scale_maps", "axes"),

@@ -27,6 +27,7 @@ from harness.figures.scaling import (
     scaling_data,
     scaling_figure,
 )
+from harness.figures.tuning import tuning_data, tuning_figure
 
 __all__ = [
     "MIN_ANSWERS",
@@ -67,4 +68,6 @@ __all__ = [
     "seeds_figure",
     "training_data",
     "training_figure",
+    "tuning_data",
+    "tuning_figure",
 ]

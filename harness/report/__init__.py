@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from harness.report import abilities, answers, compression, drawing, overview, provenance, science, verdicts
+from harness.report import abilities, answers, compression, drawing, overview, provenance, science, tuning, verdicts
 from harness.report.tables import Tables
 from harness.wording import AXES, DASH, LABELS, label_name, metric_name, si, visible
 
@@ -25,8 +25,8 @@ def build_report(results: Any, out: Path) -> Path:
     """Write `out`/index.html and `out`/figures/ from the tables of `results`; return the path of the page.
 
     `results` has .runs .scores .fits .verdicts .examples .missing (frames), .tasks, .spec, .ledger, .path, and may have
-    .links .backtests .forecasts .pairs .positions .reliability .abilities .compression; any table may be empty or None:
-    the page then says what is missing."""
+    .links .backtests .forecasts .pairs .positions .reliability .abilities .compression .elbows; any table may be empty
+    or None: the page then says what is missing."""
     page = Tables(results)
     figures = out / "figures"
     out.mkdir(parents=True, exist_ok=True)
@@ -62,6 +62,8 @@ def build_report(results: Any, out: Path) -> Path:
         budgets=drawing.budget_figures(page, figures),
         seeds=drawing.seeds_figures(page, figures),
         compression=compression.compression_facts(page),
+        tuning=tuning.tuning_facts(page),
+        tuning_figures=tuning.tuning_figures(page, figures),
         compression_figures=compression.compression_figures(page, figures),
         links=science.link_rows(page),
         link_figures=drawing.link_figures(page, figures),

@@ -47,6 +47,7 @@ COLUMNS = {
     "compression": "task level metric headline higher_is_better weights size n_params n_params_non_embedding tokens "
     "flops n_seeds n before after difference se lo hi p q method chance kept kept_lo kept_hi label onset label_before "
     "onset_before note",
+    "elbows": "task method what examples elbow lo hi shift chance n_sizes n_seeds note",
     "forecasts": "task level metric kind role headline continuous predictor target_n_params_non_embedding "
     "target_tokens target_flops predicted lo50 hi50 lo80 hi80 lo95 hi95 weight extrapolation note",
 }
@@ -59,6 +60,7 @@ LATER = (
     "reliability",
     "abilities",
     "compression",
+    "elbows",
 )  # an older folder does not have them
 KEYS = ["task", "level", "metric"]
 
@@ -82,6 +84,7 @@ class Tables:
     reliability: pd.DataFrame
     abilities: pd.DataFrame
     compression: pd.DataFrame
+    elbows: pd.DataFrame
 
     def __init__(self, results: Any) -> None:
         self.tasks: list[dict[str, Any]] = list(results.tasks or [])
