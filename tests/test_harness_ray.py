@@ -247,16 +247,17 @@ checkpoints = "ends"
 """
 
 
-def test_a_sweep_on_ray_makes_the_tables_of_one_in_this_process(cluster: None, tmp_path: Path) -> None:
+@pytest.mark.timeout(900)  # four processes import torch, on a busy machine
+def test_a_sweep_makes_the_same_bytes_in_this_process_in_workers_and_on_ray(cluster: None, tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(SPEC)
     tables: dict[str, dict[str, bytes]] = {}
-    for name, workers in {"inline": 0, "ray": 2}.items():
+    for name, workers in {"inline": 0, "local": 2, "ray": 2}.items():
         engine = Engine(executor=name, workers=workers)
         run_missing(load_sweep(tmp_path / "tiny.toml"), tmp_path / name, engine=engine, report=lambda event: None)
         analyze(tmp_path / name / "tiny")
         tables[name] = {t: (tmp_path / name / "tiny" / f"{t}.parquet").read_bytes() for t in TABLES}
         assert not list((tmp_path / name / "tiny").rglob("error.json"))
-    assert tables["ray"] == tables["inline"]
+    assert tables["ray"] == tables["local"] == tables["inline"]
 
 
 def test_what_no_node_can_give_is_said_at_once(executor: RayExecutor) -> None:
