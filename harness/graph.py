@@ -91,6 +91,7 @@ class _Graph:
         self.by_key: dict[str, Node] = {}
         self.digests = {task.name: plan.sweep.digest_of(task) for task in plan.sweep.tasks}
         self.spec_json = plan.sweep.spec.model_dump_json()
+        self.spec_folder, self.results = plan.sweep.folder.resolve(), plan.folder.resolve()  # once: it asks the disk
         self._add_data()
         # Branches after all trunks: each starts from a checkpoint of its own.
         for p in sorted(plan.runs, key=lambda p: p.run.trunk is not None):
@@ -116,9 +117,9 @@ class _Graph:
         order = Order(
             kind=kind,
             spec_json=self.spec_json,
-            spec_folder=self.sweep.folder.resolve(),
+            spec_folder=self.spec_folder,
             extra_tasks=self.sweep.extra_tasks,
-            results=self.plan.folder.resolve(),
+            results=self.results,
             **given,
         )
         node = Node(
