@@ -31,7 +31,7 @@ def answers_digest(folder: Path) -> str:
     for part in ("samples", "judged", "documents"):
         for path in sorted((folder / part).rglob("*.parquet")):
             found.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
-    for path in (folder / "spec.json", folder / "tasks.json", *sorted(folder.glob("*/**/error.json"))):
+    for path in (folder / "spec.json", folder / "tasks.json", *sorted(folder.glob("*/**/error*.json"))):
         found.update(path.read_bytes())
     return found.hexdigest()[:12]
 
@@ -52,14 +52,18 @@ def analysis_state(folder: Path) -> tuple[str, str]:
 
 def analyse_and_report(folder: Path, out: Path) -> tuple[Results, Path]:
     """Return the tables of a sweep and its report's index.html; what still stands is not made again."""
-    from harness.analyze import analyze
-    from harness.report import build_report
+    if analysis_state(folder)[0] == "done":
+        found = load_results(folder)
+    else:
+        from harness.analyze import analyze
 
-    found = load_results(folder) if analysis_state(folder)[0] == "done" else analyze(folder)
+        found = analyze(folder)
     analysis = hashlib.sha256((folder / "analysis.json").read_bytes()).hexdigest()[:12]
     shown = {"analysis": analysis, "code": code_digest()}
     source, page = out / _SHOWS, out / "index.html"
     if not page.exists() or not source.exists() or read_json(source) != shown:
+        from harness.report import build_report
+
         page = build_report(found, out)
         write_json(source, shown)
     return found, page
