@@ -20,6 +20,7 @@ import multiprocessing
 import os
 import platform
 import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -38,6 +39,8 @@ from typing import Any
 from harness.execute import one_thread, run_jobs
 from harness.executors import make_executor
 from harness.jobs import Context, Event, Job
+
+_SECONDS_AT_MOST = 3600  # of one command
 
 Runner = Callable[[list[Job]], int]  # does jobs, returns how many are done
 
@@ -135,8 +138,17 @@ def overheads(repeat: int, n_jobs: int) -> Iterator[dict[str, Any]]:
 def command(*words: str) -> float:
     """Run the command `harness` and return its wall seconds."""
     began = time.perf_counter()
-    subprocess.run([str(Path(sys.executable).with_name("harness")), *words], check=True, capture_output=True)
+    harness = str(Path(sys.executable).with_name("harness"))
+    subprocess.run([harness, *words], check=True, capture_output=True, timeout=_SECONDS_AT_MOST)
     return time.perf_counter() - began
+
+
+def cpu_of(*words: str) -> float:
+    """Run the command `harness` and return its CPU seconds, which a busy machine changes less."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command(*words)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def parallel(tokens: int, repeat: int) -> dict[str, Any]:
@@ -218,9 +230,9 @@ def finished(n_sizes: int, n_seeds: int) -> dict[str, Any]:
                     samples = read_table(samples_folder(folder / "many", first.runs[0].run_id, step) / part)
                     into = samples_folder(folder / "many", plan.run.run_id, step) / part
                     write_table(into, samples.assign(run_id=plan.run.run_id), SAMPLES)
-        began = time.perf_counter()
+        began, used = time.perf_counter(), time.process_time()
         plan = make_plan(load_sweep(spec), folder)
-        planned = time.perf_counter() - began
+        planned, plan_cpu = time.perf_counter() - began, time.process_time() - used
         if plan.todo:
             raise RuntimeError(f"{len(plan.todo)} runs of the finished sweep are not done")
         where = ("--results", str(folder), "--reports", str(folder / "reports"), "--quiet")
@@ -229,8 +241,10 @@ def finished(n_sizes: int, n_seeds: int) -> dict[str, Any]:
             "cells": sum(len(p.steps) for p in plan.runs) * len(sweep.tasks),
             "runs": len(plan.runs),
             "plan_s": planned,
+            "plan_cpu_s": plan_cpu,
             "plan_command_s": min(command("plan", str(spec), "--results", str(folder)) for _ in range(3)),
             "resume_command_s": min(command("sweep", str(spec), *where) for _ in range(3)),
+            "resume_command_cpu_s": min(cpu_of("sweep", str(spec), *where) for _ in range(3)),
             "import_s": min(command("--help") for _ in range(3)),
             "first_analysis_and_report_s": analysed,
         }
@@ -245,9 +259,9 @@ PARALLEL = (
     "(efficiency {efficiency:.0%}, of its jobs {jobs_efficiency:.0%}); the same command again: {nothing_to_do_s:.1f} s."
 )
 FINISHED = (
-    "A finished sweep of {cells:,} cells ({runs} runs): plan {plan_s:.2f} s ({plan_command_s:.1f} s as a command), the "
-    "same sweep again {resume_command_s:.1f} s, of which {import_s:.1f} s start Python; its one analysis and report "
-    "{first_analysis_and_report_s:.0f} s."
+    "A finished sweep of {cells:,} cells ({runs} runs): plan {plan_s:.2f} s ({plan_cpu_s:.2f} s of CPU; "
+    "{plan_command_s:.1f} s as a command), the same sweep again {resume_command_s:.1f} s ({resume_command_cpu_s:.1f} s "
+    "of CPU), of which {import_s:.1f} s start Python; its one analysis and report {first_analysis_and_report_s:.0f} s."
 )
 
 
@@ -257,6 +271,18 @@ def line(row: dict[str, Any]) -> str:
         f"| {row['name']} | {row['jobs']:,} | {row['start_s']:.2f} | {row['per_job_us']:,.0f} | "
         f"{row['driver_cpu_per_job_us']:,.0f} | {row['per_job_in_a_chain_us']:,.0f} |"
     )
+
+
+def page(record: dict[str, Any]) -> str:
+    """The Markdown of a record, whichever of its parts were measured now."""
+    made_by = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+    parts = [f"{record['device']}; {made_by}."]
+    if "overhead" in record:
+        parts.append("\n".join([*HEAD, *map(line, record["overhead"])]))
+    parts += [
+        text.format(**record[key]) for key, text in (("parallel", PARALLEL), ("finished", FINISHED)) if key in record
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def described() -> dict[str, Any]:
@@ -282,31 +308,23 @@ def main() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join([*here, *filter(None, [os.environ.get("PYTHONPATH")])])
     wanted = options.only or ("overhead", "parallel", "finished")
     found: dict[str, Any] = {}
-    lines: list[str] = []
-
-    def say(*more: str) -> None:
-        lines.extend(more)
-        print("\n".join(more), flush=True)
-
     if "overhead" in wanted:
-        say(*HEAD)
+        print("\n".join(HEAD), flush=True)
         found["overhead"] = []
         for row in overheads(options.repeat, options.jobs):
             found["overhead"].append(row)
-            say(line(row))
+            print(line(row), flush=True)
     if "parallel" in wanted:
         found["parallel"] = parallel(options.tokens, options.turns)
-        say("", PARALLEL.format(**found["parallel"]))
+        print(PARALLEL.format(**found["parallel"]), flush=True)
     if "finished" in wanted:
         found["finished"] = finished(options.cells // 500, 10)
-        say("", FINISHED.format(**found["finished"]))
+        print(FINISHED.format(**found["finished"]), flush=True)
     if options.out:
         kept = json.loads(options.out.read_text()) if options.out.exists() else {}
         record = kept | described() | found
         options.out.write_text(json.dumps(record, indent=1) + "\n")
-        made_by = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
-        table = "\n".join([f"{record['device']}; {made_by}.", "", *lines])
-        options.out.with_suffix(".md").write_text(table + "\n")
+        options.out.with_suffix(".md").write_text(page(record))
 
 
 if __name__ == "__main__":
