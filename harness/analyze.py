@@ -40,6 +40,7 @@ from harness.scores import (
 from harness.store import (
     AS_TRAINED,
     TABLES,
+    TUNING_ERROR,
     Results,
     StoreError,
     documents_path,
@@ -49,6 +50,7 @@ from harness.store import (
     places_of,
     read_json,
     read_table,
+    samples_folder,
     samples_path,
     write_json,
     write_table,
@@ -212,7 +214,7 @@ def _runs(folder: Path, stored: dict[str, Any], tasks: list[dict[str, Any]]) -> 
     for cell in stored["grid"]:
         run_id, run_folder = cell["run_id"], folder / "runs" / cell["run_id"]
         at = {"run_id": run_id, "size": cell["size"], "seed": cell["seed"], "tokens": cell.get("tokens")}
-        error = read_json(run_folder / "error.json")["reason"] if (run_folder / "error.json").exists() else None
+        error = _why(run_folder / "error.json")
         if not (run_folder / "run.json").exists():
             missing.append(at | {"step": None, "task": "(all)", "reason": error or "not trained yet"})
             continue
@@ -226,11 +228,14 @@ def _runs(folder: Path, stored: dict[str, Any], tasks: list[dict[str, Any]]) -> 
                 known["annealed"] = bool(meta.get("annealed", meta.get("is_last")))
                 rows.append({key: known.get(key) for key in run_columns})
         for step, weights in places_of(cell):
+            place = samples_folder(folder, run_id, step, weights)
+            failed = {tuned: _why(place / name) for tuned, name in ((False, "error.json"), (True, TUNING_ERROR))}
             for task in tasks:
                 if not is_asked(task, cell, step, weights):
                     continue
                 if not is_part(samples_path(folder, run_id, step, task["name"], task["digest"], weights)):
-                    reason = error or f"not evaluated yet{'' if weights == AS_TRAINED else f' with {weights} weights'}"
+                    unasked = f"not evaluated yet{'' if weights == AS_TRAINED else f' with {weights} weights'}"
+                    reason = error or failed[bool(task.get("tuned"))] or unasked
                     missing.append(at | {"step": step, "task": task["name"], "reason": reason})
     missing += [
         {"run_id": "(all)", "size": "(all)", "task": name, "reason": reason}
@@ -239,6 +244,11 @@ def _runs(folder: Path, stored: dict[str, Any], tasks: list[dict[str, Any]]) -> 
     columns = ["run_id", "size", "seed", *(["tokens"] if several else []), "step", "task", "reason"]
     counts = {name: "Int64" for name in ("seed", "tokens", "step") if name in columns}
     return pd.DataFrame(rows, columns=run_columns), pd.DataFrame(missing, columns=columns).astype(counts)
+
+
+def _why(error: Path) -> str | None:
+    """Return the reason that the record of a failure gives, None where there is none."""
+    return str(read_json(error)["reason"]) if error.exists() else None
 
 
 def _samples(folder: Path, runs: pd.DataFrame, tasks: list[dict[str, Any]]) -> pd.DataFrame:

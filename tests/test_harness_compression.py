@@ -32,7 +32,16 @@ from harness.scores import scores_table
 from harness.space import garbage
 from harness.spec import SweepSpec, load_sweep
 from harness.status import read_status
-from harness.store import AS_TRAINED, TABLES, load_results, read_json, read_table, samples_folder, write_table
+from harness.store import (
+    AS_TRAINED,
+    TABLES,
+    load_results,
+    read_json,
+    read_table,
+    samples_folder,
+    write_json,
+    write_table,
+)
 from harness.verify import verify
 from models.lm import TransformerLM
 from models.quantize import quantize
@@ -149,6 +158,10 @@ def test_what_is_missing_is_named_with_its_weights(folder: Path) -> None:
     assert found.missing[["task", "reason"]].values.tolist() == [["coin", "not evaluated yet with int8 weights"]]
     states = {run["run_id"]: (run["state"], run["cells"], run["all_cells"]) for run in read_status(folder)["runs"]}
     assert states.pop(part.parent.parent.name) == ("to evaluate", 7, 8) and set(states.values()) == {("done", 8, 8)}
+    assert analysis_state(folder)[0] == "done"
+    write_json(part.parent / "error.json", {"reason": "coin at step 8: too long"})
+    assert analysis_state(folder) == ("stale", "answers came in, or went, since")
+    assert analyze(folder).missing["reason"].tolist() == ["coin at step 8: too long"]
 
 
 def test_the_store_keeps_rounded_answers_whole(folder: Path) -> None:
