@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import InputError
-from harness.plan import check_settings, evaluated_steps
+from harness.finetune import TunedTask
+from harness.plan import SECONDS_PER_TUNING, check_settings, evaluated_steps
 from harness.spec import RunSpec, Sweep, SweepSpec, resolve
 from harness.store import read_json
 
@@ -179,7 +180,8 @@ def total_seconds(sweep: Sweep, costs: Costs, steps: int, *, workers: int) -> fl
     rows = steps * train.batch_tokens // sweep.spec.family.context_length * costs.per_row
     seeds = {run.train.data_seed for run in sweep.runs}
     trunks, branches = ([of_run(run) for run in sweep.runs if bool(run.trunk) == later] for later in (False, True))
-    n_cells = sum(len(evaluated_steps(run, sweep.spec.evaluate.checkpoints)) for run in sweep.runs) * len(sweep.tasks)
+    n_tuned = sum(isinstance(task, TunedTask) for task in sweep.tasks)
+    n_cells = sum(_n_places(sweep, run) * (len(sweep.tasks) - n_tuned) + n_tuned for run in sweep.runs)
     before = costs.spent + costs.start + costs.prepare + makespan([rows] * len(seeds), workers)
     runs = makespan(trunks, workers) + makespan(branches, workers)
     return before + runs + _SECONDS_TO_ANALYSE + _SECONDS_PER_CELL * n_cells
@@ -318,13 +320,26 @@ def _measure_size(sweep: Sweep, run: RunSpec, folder: Path) -> SizeCost:
     checkpoint.save(folder / run.model.name, loop.model, tokenizer, state, {})
     saved = time.perf_counter() - begun
     asked = _seconds_to_ask(sweep, folder / run.model.name, folder)
-    n_evaluated = len(evaluated_steps(run, sweep.spec.evaluate.checkpoints))
     return SizeCost(
         size=run.model.name,
         cpu_per_step=cpu_per_step,
         wall_per_step=wall_per_step,
-        per_run=built + saved * run.train.n_checkpoints + asked * n_evaluated,
+        per_run=seconds_per_run(sweep, run, built=built, saved=saved, asked=asked),
     )
+
+
+def seconds_per_run(sweep: Sweep, run: RunSpec, *, built: float, saved: float, asked: float) -> float:
+    """Wall seconds of a run beside its steps: the model `built`, every checkpoint `saved`, every one that is asked and
+    every rounding of the last `asked`, and what the run is tuned for."""
+    tunings = sum(len(task.levels) for task in sweep.tasks if isinstance(task, TunedTask))
+    saving = saved * run.train.n_checkpoints
+    return built + saving + asked * _n_places(sweep, run) + SECONDS_PER_TUNING * tunings
+
+
+def _n_places(sweep: Sweep, run: RunSpec) -> int:
+    """How often a run is asked all that it is not tuned for."""
+    evaluate = sweep.spec.evaluate
+    return len(evaluated_steps(run, evaluate.checkpoints)) + len(evaluate.quantize)
 
 
 def _time_steps(loop: Loop) -> tuple[float, float]:
@@ -352,7 +367,7 @@ def _seconds_to_ask(sweep: Sweep, saved: Path, folder: Path) -> float:
     begun = time.perf_counter()
     model = TransformerLM.load(saved, "cuda" if torch.cuda.is_available() else "cpu")
     total, seconds = time.perf_counter() - begun, {}
-    for task in sweep.tasks:
+    for task in (task for task in sweep.tasks if not isinstance(task, TunedTask)):
         every = TaskToAsk(task=task, limit=sweep.limit(task), digest=f"{task.digest}-all")
         some = TaskToAsk(task=task, limit=min(sweep.limit(task) or _DOCUMENTS, _DOCUMENTS), digest=task.digest)
         share = len(questions_of(some, model, "calibration")) / len(questions_of(every, model, "calibration"))

@@ -7,9 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from harness.calibrate import MARGIN, Costs, SizeCost, fit_to_minutes, makespan, measure_costs, readable, total_seconds
+from harness.calibrate import (
+    MARGIN,
+    Costs,
+    SizeCost,
+    fit_to_minutes,
+    makespan,
+    measure_costs,
+    readable,
+    seconds_per_run,
+    total_seconds,
+)
 from harness.errors import InputError
-from harness.plan import make_plan
+from harness.plan import SECONDS_PER_TUNING, make_plan
 from harness.spec import Sweep, load_sweep
 from harness.store import write_json
 
@@ -98,6 +108,19 @@ def test_smaller_budgets_keep_their_share_and_cost_their_decay(tmp_path: Path) -
     (tmp_path / "tiny.toml").write_text(SPEC.replace("tokens = 2560", "tokens = 12_800"))
     without = total_seconds(load_sweep(tmp_path / "tiny.toml"), COSTS, 200, workers=1)
     assert with_branches - without == pytest.approx(40 * 3 * (0.01 + 0.02 + 0.05) + 9 + 0.1 * 18)
+
+
+def test_rounded_weights_and_tuning_are_paid_for_as_well(sweep: Sweep, tmp_path: Path) -> None:
+    tuning = '[finetune]\ntasks = ["coin"]\nexamples = [4, 8]\nmethods = ["full", "frozen"]\n'
+    (tmp_path / "more.toml").write_text(SPEC + 'quantize = ["int8", "int4"]\n' + tuning)
+    more = load_sweep(tmp_path / "more.toml")
+    parts = {"built": 1.0, "saved": 10.0, "asked": 100.0}
+    assert seconds_per_run(sweep, sweep.runs[0], **parts) == 1 + 2 * 10 + 100
+    # The last checkpoint three times, and two methods on two numbers of examples.
+    assert seconds_per_run(more, more.runs[0], **parts) == 1 + 2 * 10 + 3 * 100 + 4 * SECONDS_PER_TUNING
+    # Of each of nine runs two tasks with two more weights, and two tuned tasks.
+    gap = total_seconds(more, COSTS, 200, workers=1) - total_seconds(sweep, COSTS, 200, workers=1)
+    assert gap == pytest.approx(0.1 * 9 * (4 + 2))
 
 
 def test_more_workers_and_more_minutes_give_more_tokens(sweep: Sweep, tmp_path: Path) -> None:
