@@ -31,7 +31,10 @@ def compact(folder: Path) -> dict[Path, int]:
 
 def _pack(file: Path, parts: dict[str, Path], schema: pa.Schema) -> int:
     """Write one file of the parts that stand by themselves and of those packed before, and remove the former."""
-    packed = index_of(file)
+    try:
+        packed = index_of(file)
+    except (OSError, ValueError):  # of which pa.ArrowInvalid is one
+        raise StoreError(f"{file}: damaged, so nothing more is packed there; see harness verify --repair") from None
     parts = {name: path for name, path in parts.items() if _has_rows(path)}  # a row group has some
     names = sorted({*packed, *parts})
     if not parts:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ import pyarrow.parquet as pq
 from harness.migrate import declared_parts, is_older, packed_files
 from harness.packed import CHECKSUM, content_digest, index_of, read_packed, write_packed
 from harness.store import (
+    AS_TRAINED,
     DAMAGED,
     TABLES,
     StoreError,
@@ -84,20 +86,25 @@ def repair(folder: Path, found: Iterable[Finding]) -> list[Path]:
     return [path for path, _ in damaged]
 
 
-def _put_aside(folder: Path, path: Path) -> None:
+def _put_aside(folder: Path, path: Path, *, copy: bool = False) -> None:
+    """Move a piece below `.damaged`, or leave it where it is as well."""
     target = folder / DAMAGED / path.relative_to(folder)
     n = 0
     while target.exists():  # from before
         n += 1
         target = folder / DAMAGED / f"{path.relative_to(folder)}.{n}"
     target.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(path, target)
+    if copy:
+        shutil.copy2(path, target)
+    else:
+        os.replace(path, target)
 
 
 def _repack(folder: Path, file: Path, schema: pa.Schema, *, without: set[str]) -> None:
     kept = [name for name in index_of(file) if name not in without]
     parts = [(name, read_packed(file, file.parent.parent / name)) for name in kept]
-    _put_aside(folder, file)
+    # What is sound stays in its place until it is replaced: there may be no room, or no time, to write it again.
+    _put_aside(folder, file, copy=bool(parts))
     if parts:
         with replacing(file) as temporary:
             write_packed(temporary, parts, schema)
@@ -163,12 +170,13 @@ def _misplaced(path: Path, table: pa.Table) -> str:
     expected: dict[str, Any] = {"task": task}
     if path.parent.name.startswith("step-"):
         expected |= {"run_id": path.parent.parent.name, "step": step_of(path.parent.name)}
+        expected["weights"] = path.parent.name.partition(".")[2] or AS_TRAINED
     wrong = [
         f"{name} {value}"
         for name, place in expected.items()
         if path.parent.name != "imported" and name in table.column_names
         for value in table[name].unique().to_pylist()
-        if value != place
+        if value != place and not (name == "weights" and value is None)  # of a part from before there was a choice
     ]
     if "task_digest" in table.column_names:
         wrong += [f"digest {v}" for v in table["task_digest"].unique().to_pylist() if not str(v).startswith(digest)]

@@ -297,6 +297,33 @@ def test_a_damaged_packed_part_is_named_and_only_it_is_asked_again(spec: Path, u
     truncate(file)
     [torn] = verify(folder)
     assert (torn.path, torn.state) == (file, "damaged")
+    with pytest.raises(StoreError, match=r"parts\.parquet: damaged, so nothing more is packed there"):
+        compact(folder)
+
+
+def test_packed_answers_stay_where_they_are_when_a_repair_cannot_write(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = sorted(folder.glob("samples/*/*/copy-*.parquet"))[0]
+    compact(folder)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("harness.verify.write_packed", full)
+    file = part.parents[1] / "packed" / "parts.parquet"
+    with pytest.raises(StoreError, match="No space left"):
+        repair(folder, [Finding(path=part, state="damaged", problem="", packed=file)])
+    assert len(read_table(part)) and verify(folder) == []
+
+
+def test_answers_of_other_weights_are_named(folder: Path) -> None:
+    part = sorted(folder.glob("samples/*/*/copy-*.parquet"))[0]
+    place = part.parent.with_name(f"{part.parent.name}.int8")
+    place.mkdir()
+    shutil.copy(part, place)
+    [found] = verify(folder)
+    assert found.path == place / part.name and found.problem == "holds rows of weights as trained"
 
 
 def test_what_is_written_after_packing_takes_the_place_of_what_was_packed(folder: Path) -> None:
