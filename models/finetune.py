@@ -110,7 +110,8 @@ class Tuned:
         found: list[list[float]] = []
         with torch.no_grad():
             for i in range(0, len(rows), 64):
-                logs = log_softmax(self.model(**_padded(rows[i : i + 64]), use_cache=False).logits.float(), -1)
+                batch = _padded(rows[i : i + 64], self.model.config.pad_token_id)  # the head reads before the padding
+                logs = log_softmax(self.model(**batch, use_cache=False).logits.float(), -1)
                 for e, row in zip(asked[i : i + 64], logs, strict=True):
                     found.append([row[self.labels.index(choice)].item() for choice in e.choices])
         return found

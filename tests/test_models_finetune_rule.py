@@ -37,6 +37,15 @@ def test_a_frozen_body_keeps_its_bits_and_one_seed_gives_one_result(tmp_path: Pa
         assert one.logprobs(asked) == two.logprobs(asked)
 
 
+def test_what_is_padded_in_a_batch_is_not_read_whatever_token_pads(tmp_path: Path) -> None:
+    tuned = finetune(tiny.ours(tmp_path / "m"), examples(16, 0), FinetuneSpec(steps=5))
+    asked = [Example(prompt, (" yes", " no"), 0) for prompt in ("red", "six blue six blue six red")]
+    tuned.model.config.pad_token_id = tuned.model.config.vocab_size - 1
+    together, [alone] = tuned.logprobs(asked), tuned.logprobs(asked[:1])
+    assert together[0] == pytest.approx(alone, abs=1e-5)
+    assert together[0] != pytest.approx(together[1], abs=1e-4)
+
+
 def test_one_class_and_an_unseen_label_are_refused(tmp_path: Path) -> None:
     folder = tiny.ours(tmp_path / "m")
     with pytest.raises(SpecError, match="two labels"):
