@@ -286,7 +286,9 @@ def surface(document: Document) -> list[str]:
             return [" ".join(opened[: -depth - 1 : -1]), " ".join(opened[:depth][::-1])]
         case "dialogue":
             named = re.findall(r"\w+ (\w+)(?= [;?])", line)
-            return [named[-1], named[0], named[len(named) // 2]]
+            own = re.findall(rf" {symbols[-1]} (\w+)(?= [;?])", line)
+            either = own[document.doc_id % len(own)] if document.level != "updates=0" else named[0]
+            return [named[-1], named[0], named[len(named) // 2], either]
         case "visits":
             named = re.findall(r"\w+ (\w+)(?= [,?])", line)
             return [named[0], named[-1]]

@@ -149,17 +149,20 @@ def turns_row(rng: np.random.Generator, chars: int) -> str:
             return row
 
 
-def last_order(updates: int) -> dict[str, float]:
-    """The dish named last: one who spoke twice in 3 + updates turns has the last turn twice as often as by chance."""
-    return {"acc": (2 if updates else 1) / (N_SPEAKERS + updates)}
+def either_order(updates: int) -> dict[str, float]:
+    """Looking up the person and taking either of two orders; the dish named last, 2 / (3 + updates), is no better.
+
+    Where nobody ordered again, looking up is the ability itself and no shortcut."""
+    return {"acc": 0.5 if updates else 1 / N_SPEAKERS}
 
 
-@task("dialogue", kind="qa", ability="adaptation", train=turns_row, shortcut=last_order, updates=[0, 1, 2])
+@task("dialogue", kind="qa", ability="adaptation", train=turns_row, shortcut=either_order, updates=[0, 1, 2])
 def dialogue(rng: np.random.Generator, updates: int) -> Choice:
     """Say what someone wants after several turns, of whom some changed their mind.
 
-    The choices are all dishes named, chance 1/3, 1/4 and 1/5. Looking up the person finds two orders, of which the
-    later counts: a state has to be kept up to date. After dialogue state tracking as in MultiWOZ (Budzianowski 2018).
+    The choices are all dishes named, chance 1/3, 1/4 and 1/5; where someone ordered again, 1/2 by looking them up and
+    taking either order. The later counts: a state has to be kept up to date. After dialogue state tracking as in
+    MultiWOZ (Budzianowski 2018).
     """
     told, wanted, changed = draw_turns(rng, updates)
     person = drawn(rng, tuple(changed or wanted), 1)[0]
