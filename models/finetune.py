@@ -20,7 +20,8 @@ from models.checkpoint import quiet
 from models.decoder import build
 from models.distributed import make_accelerator, process_device
 from models.lm import TransformerLM
-from models.spec import ModelSpec, SpecError, _require_one_of, _require_positive_ints
+from models.parametrization import LearningRule, learning_rule
+from models.spec import ModelSpec, SpecError, TrainSpec, _require_one_of, _require_positive_ints
 from models.tokenizer import load_tokenizer
 
 HEADS = ("classifier", "lm")
@@ -122,8 +123,9 @@ def finetune(
 ) -> Tuned:
     """Tune the checkpoint in `folder`; it is left as it is.
 
-    `untrained` is where method "scratch" starts: a step-0 checkpoint, or a shape, drawn with the spec's seed. Raises
-    SpecError for examples that cannot teach a choice and a checkpoint without tokenizer."""
+    `untrained` is where method "scratch" starts: a step-0 checkpoint, or a shape, drawn with the spec's seed. A shape
+    also scales the learning rate of every kind of weight with width and depth, as training does. Raises SpecError
+    for examples that cannot teach a choice and a checkpoint without tokenizer."""
     labels = tuple(sorted({e.label for e in examples}))
     if len(labels) < 2:
         raise SpecError(f"labelled examples need at least two labels, got {', '.join(map(repr, labels)) or 'none'}")
@@ -136,7 +138,7 @@ def finetune(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         model = _start(folder, spec, len(labels), tokenizer, untrained)
-        return _train(model, tokenizer, examples, labels, spec)
+        return _train(model, tokenizer, examples, labels, spec, untrained if isinstance(untrained, ModelSpec) else None)
 
 
 def _start(folder: Path, spec: FinetuneSpec, n_labels: int, tokenizer: Any, untrained: Path | ModelSpec | None) -> Any:
@@ -223,6 +225,22 @@ def rate(step: int, spec: FinetuneSpec) -> float:
     return left if spec.schedule == "linear" else min(1.0, left / _WSD_DECAY)
 
 
+def _groups(model: Any, spec: FinetuneSpec, shape: ModelSpec | None) -> list[dict[str, Any]]:
+    """AdamW's groups of what learns: all alike, or each kind of weight as `shape` has it trained.
+
+    A classification head counts as hidden there, lr / m: it reads d_model features, and nothing divides its logits."""
+    recipe = TrainSpec(
+        tokens=1, batch_tokens=1, peak_lr=spec.learning_rate, weight_decay=spec.weight_decay, n_checkpoints=2
+    )
+    even = LearningRule(recipe.peak_lr, recipe.eps, recipe.weight_decay)
+    groups: dict[LearningRule, list[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            rule = even if shape is None else learning_rule(name, shape, recipe)
+            groups.setdefault(rule, []).append(parameter)
+    return [{"params": params, **rule._asdict()} for rule, params in groups.items()]
+
+
 def _batches(part: Sequence[Example], spec: FinetuneSpec) -> Iterator[list[Example]]:
     """Endless, each example once before any comes again."""
     generator = torch.Generator().manual_seed(spec.seed)
@@ -235,12 +253,17 @@ def _batches(part: Sequence[Example], spec: FinetuneSpec) -> Iterator[list[Examp
 
 
 def _train(
-    model: Any, tokenizer: Any, examples: Sequence[Example], labels: tuple[str, ...], spec: FinetuneSpec
+    model: Any,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    labels: tuple[str, ...],
+    spec: FinetuneSpec,
+    shape: ModelSpec | None,
 ) -> Tuned:
     part, held = _split(examples, spec.validate_each)
     accelerator = make_accelerator(process_device(), "fp32")
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=spec.learning_rate, weight_decay=spec.weight_decay)
+    optimizer = torch.optim.AdamW(_groups(model, spec, shape))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, spec))
     hooks = [
         model.get_input_embeddings().register_forward_hook(lambda m, _, out: dropout(out, spec.dropout, m.training)),

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from models.finetune import Example, FinetuneSpec, finetune
-from models.spec import SpecError
+from models.spec import SpecError, size_to_spec
 
 
 def examples(n: int, seed: int, coins: bool = False) -> list[Example]:
@@ -52,3 +52,17 @@ def test_one_class_and_an_unseen_label_are_refused(tmp_path: Path) -> None:
         finetune(folder, [Example("red", (" yes", " no"), 0)] * 4, FinetuneSpec())
     with pytest.raises(SpecError, match="not seen"):
         finetune(folder, examples(8, 0), FinetuneSpec(steps=2)).logprobs([Example("red", (" yes", " a"), 0)])
+
+
+def test_a_shape_gives_every_kind_of_weight_the_rate_it_is_trained_with(tmp_path: Path) -> None:
+    """One step of AdamW moves every entry by the learning rate: lr at embeddings, lr / m at hidden matrices."""
+    folder = tiny.ours(tmp_path / "m", size="1x16")
+    shape = size_to_spec("1x16", vocab_size=tiny.VOCAB, context_length=tiny.CONTEXT)
+    assert shape.width_multiplier == 1 / 4
+    spec = FinetuneSpec(head="lm", steps=1, warmup=0.0, weight_decay=0.0, learning_rate=1e-3, validate_each=0)
+    before = dict(AutoModelForCausalLM.from_pretrained(folder).named_parameters())
+    for untrained, ratio in ((shape, 4.0), (None, 1.0)):
+        tuned = finetune(folder, examples(16, 0), spec, untrained=untrained)
+        moved = {name: (p - before[name]).abs().max().item() for name, p in tuned.model.named_parameters()}
+        assert moved["model.layers.0.mlp.up_proj.weight"] == pytest.approx(ratio * 1e-3, rel=0.02)
+        assert moved["model.embed_tokens.weight"] == pytest.approx(1e-3, rel=0.02)
