@@ -86,7 +86,7 @@ def plan(
     from harness.plan import make_plan
     from harness.sweep import default_workers
 
-    found = make_plan(_load(spec, tasks, results, workers, budget_minutes).quantized(separated(quantize)), results)
+    found = make_plan(_load(spec, tasks, results, workers, budget_minutes, quantize), results)
     if jobs:
         _print_jobs(found, as_json=as_json)
     else:
@@ -125,7 +125,7 @@ def sweep(
         memory_limit_bytes=int(memory_limit * 1e9) if memory_limit else None,
         options=options,
     )
-    loaded = _load(spec, tasks, results, workers, budget_minutes).quantized(separated(quantize))
+    loaded = _load(spec, tasks, results, workers, budget_minutes, quantize)
     _run(loaded.log_with(log_with) if log_with else loaded, results, reports, engine, quiet=quiet)
 
 
@@ -167,11 +167,16 @@ def status(
 
 
 def _load(
-    spec: str, tasks: list[str] | None, results: Path, workers: int | None, budget_minutes: float | None
+    spec: str,
+    tasks: list[str] | None,
+    results: Path,
+    workers: int | None,
+    budget_minutes: float | None,
+    quantize: list[str] | None,
 ) -> Sweep:
     from harness.spec import load_sweep
 
-    loaded = load_sweep(spec, extra_tasks=tasks or [], results=results)
+    loaded = load_sweep(spec, extra_tasks=tasks or [], results=results).quantized(separated(quantize))
     if budget_minutes is not None:
         from harness.calibrate import fit_to_minutes
         from harness.executors.slots import usable_cores

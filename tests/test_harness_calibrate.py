@@ -6,6 +6,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from harness.calibrate import (
     MARGIN,
@@ -18,6 +19,7 @@ from harness.calibrate import (
     seconds_per_run,
     total_seconds,
 )
+from harness.cli import app
 from harness.errors import InputError
 from harness.plan import SECONDS_PER_TUNING, make_plan
 from harness.spec import Sweep, load_sweep
@@ -121,6 +123,22 @@ def test_rounded_weights_and_tuning_are_paid_for_as_well(sweep: Sweep, tmp_path:
     # Of each of nine runs two tasks with two more weights, and two tuned tasks.
     gap = total_seconds(more, COSTS, 200, workers=1) - total_seconds(sweep, COSTS, 200, workers=1)
     assert gap == pytest.approx(0.1 * 9 * (4 + 2))
+
+
+def test_weights_that_the_command_line_rounds_are_paid_for_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tiny.toml").write_text(SPEC)
+    seen: list[list[str]] = []
+
+    def measure(sweep: Sweep, _: int) -> Costs:
+        seen.append(list(sweep.spec.evaluate.quantize))
+        return COSTS
+
+    monkeypatch.setattr("harness.calibrate.measure_costs", measure)
+    command = ["plan", str(tmp_path / "tiny.toml"), "--results", str(tmp_path), "--budget-minutes", "3"]
+    assert CliRunner().invoke(app, [*command, "--quantize", "int8,int4"]).exit_code == 0
+    assert seen == [["int8", "int4"]]
 
 
 def test_more_workers_and_more_minutes_give_more_tokens(sweep: Sweep, tmp_path: Path) -> None:
