@@ -264,3 +264,24 @@ def test_a_new_folder_is_of_the_present_schema_and_one_of_a_newer_schema_is_refu
         write_table(tmp_path / f"{name}.parquet", FRAME)
     with pytest.raises(StoreError, match="newer version"):
         load_results(tmp_path)
+
+
+def test_tables_are_read_whole_while_an_analysis_writes_them_anew(tmp_path: Path) -> None:
+    def analysed(n: int) -> None:
+        for name in TABLES:
+            write_table(tmp_path / f"{name}.parquet", pd.DataFrame({"turn": [n] * (1 + n % 5)}))
+
+    write_json(tmp_path / "spec.json", {"grid": []})
+    write_json(tmp_path / "tasks.json", [])
+    analysed(0)
+    seen = set()
+    with ThreadPoolExecutor(max_workers=1) as writer:
+        writing = writer.submit(lambda: [analysed(n) for n in range(1, 20)])
+        while not writing.done():
+            found = load_results(tmp_path)
+            for turns in (getattr(found, name)["turn"] for name in TABLES):
+                assert turns.nunique() == 1 and len(turns) == 1 + turns[0] % 5
+                seen.add(int(turns[0]))
+        writing.result()
+    assert len(seen) > 1  # it did read meanwhile
+    assert set(load_results(tmp_path).runs["turn"]) == {19}
