@@ -68,7 +68,9 @@ def elbow(examples: int, sizes: Sequence[float], accuracy: Sequence[float], *, c
     rise = np.maximum(0, x[None, :] - at[:, None])
     slope = (rise @ y) / (rise**2).sum(1)
     left_over = ((y - slope[:, None] * rise) ** 2).sum(1)
-    return Elbow(examples, float(at[left_over.argmin()]))
+    if not (best := int(left_over.argmin())):
+        return Elbow(examples, None, "accuracy rises from the smallest size on: the elbow is there or below")
+    return Elbow(examples, float(at[best]))
 
 
 def forecast(elbows: Sequence[Elbow]) -> Forecast:
@@ -76,7 +78,7 @@ def forecast(elbows: Sequence[Elbow]) -> Forecast:
     found: Mapping[int, float] = {e.examples: e.x for e in elbows if e.x is not None}
     if len(found) < MIN_ELBOWS:
         missing = "; ".join(f"{e.examples} examples: {e.reason}" for e in elbows if e.x is None)
-        told = f"{len(found)} numbers of examples show an elbow, a line needs {MIN_ELBOWS}"
+        told = f"elbows at {len(found)} of {len(elbows)} numbers of examples, a line needs {MIN_ELBOWS}"
         return Forecast(None, None, None, None, f"{told} ({missing})" if missing else told)
     n = np.log2(1 + np.array(list(found), float))
     y = np.array(list(found.values()))

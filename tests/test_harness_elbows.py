@@ -34,6 +34,12 @@ def test_an_elbow_outside_the_sizes_is_said_to_be(at: float, told: str) -> None:
     assert told in found.reason
 
 
+def test_a_curve_that_rises_from_the_smallest_size_on_shows_only_that_its_elbow_is_not_above() -> None:
+    found = elbow(16, SIZES, curve(3.0), chance=0.5, error=0.01)
+    assert found.x is None
+    assert "there or below" in found.reason
+
+
 def test_too_few_sizes_show_no_elbow() -> None:
     assert "3 sizes" in elbow(16, SIZES[:3], curve(4.0)[:3], chance=0.5, error=0.01).reason
 
