@@ -144,8 +144,8 @@ class _Scheduler:
             elif not told:
                 told = True
                 self.executor.ask_to_stop()
-                for _, _, job, info in self.late:  # there is no other attempt
-                    self._end(Event(job=job, state="failed", info=info))
+                for _, _, job, info in self.late:  # it has attempts left, which the next sweep may use
+                    self._end(Event(job=job, state="stopped", info=info))
                 self.late.clear()
             if not self.running and (told or not (self.queue.ready or self.late)):
                 return
@@ -194,7 +194,9 @@ class _Scheduler:
         del self.running[job.key]
         tries = self.attempts[job.key]
         again = event.state == "failed" and tries <= self.retries and (info.get("lost") or self.retry_failures)
-        if again and not self.stop.asked:
+        if again and self.stop.asked:
+            self._end(Event(job=job, state="stopped", info=info))
+        elif again:
             wait = self.backoff_seconds * 2 ** (tries - 1)
             heapq.heappush(self.late, (time.monotonic() + wait, job.key, job, info))
             self._tell(job, "retrying", info | {"wait_seconds": wait})

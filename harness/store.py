@@ -24,6 +24,7 @@ import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ SCHEMA = 2  # of a results folder; raise when what is written means something el
 SPEC = "spec.json"
 AS_TRAINED = "as trained"  # the weights of every row, but those that a checkpoint gave with its weights rounded
 DAMAGED = ".damaged"
+_TRIES_AT_A_LOCK = 5
 TUNING_ERROR = "error-tuning.json"  # beside the answers: why a run could not be asked what it is tuned for
 
 TABLES = (
@@ -234,11 +236,13 @@ def read_table(path: Path) -> pd.DataFrame:
 def read_arrow(path: Path) -> pa.Table:
     try:
         try:
-            return pq.read_table(path, partitioning=None)
+            # Opened once: pq.read_table opens a path again for its data, which may be another file's by then.
+            with pq.ParquetFile(path) as file:
+                return file.read()
         except FileNotFoundError:
-            if (file := packed_file(path)) is None or not file.exists():
+            if (packed := packed_file(path)) is None or not packed.exists():
                 raise
-            return read_packed(file, path)
+            return read_packed(packed, path)
     except (OSError, pa.ArrowInvalid, KeyError, ValueError) as error:
         why = "it is not there" if isinstance(error, FileNotFoundError | KeyError) else error
         raise StoreError(
@@ -347,12 +351,19 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise StoreError(f"{folder}: cannot be written ({error.strerror}); choose another with --results") from None
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            raise StoreError(f"{folder}: in use by process {holder}; wait for it, or use another --results") from None
+        for left in reversed(range(_TRIES_AT_A_LOCK)):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if left:  # who only looks whether it is held (is_locked) holds it for an instant
+                    time.sleep(0.05)
+                    continue
+                file.seek(0)
+                holder = file.read().strip() or "unknown"
+                raise StoreError(
+                    f"{folder}: in use by process {holder}; wait for it, or use another --results"
+                ) from None
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

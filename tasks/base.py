@@ -209,8 +209,11 @@ class Task:
 
     @cached_property
     def digest(self) -> str:
-        """Names what the task asks: its stem and its levels. Neither size nor scoring is part of it."""
-        return identity.digest_of(self.stem_digest, {name: list(values) for name, values in self.grid.items()})
+        """Names what the task asks: its stem and its levels. Neither size nor scoring is part of it, but the language
+        of texts is: which of their words were right is found out when they are asked."""
+        words = [self.language] if self.language != "en" and self.output == "Text" else []
+        levels = {name: list(values) for name, values in self.grid.items()}
+        return identity.digest_of(self.stem_digest, levels, *words)
 
     @cached_property
     def training_digest(self) -> str:

@@ -225,7 +225,7 @@ def test_a_job_that_stops_though_nobody_asked_is_not_done() -> None:
     assert ends(events) == {"a": "stopped", "b": "skipped"}
 
 
-def test_a_stop_while_a_lost_job_waits_leaves_it_failed() -> None:
+def test_a_stop_while_a_lost_job_waits_leaves_it_to_the_next_sweep() -> None:
     stop, events = Stop(), []
 
     def watch(event: Event) -> None:
@@ -234,8 +234,20 @@ def test_a_stop_while_a_lost_job_waits_leaves_it_failed() -> None:
             stop.ask()
 
     run_jobs([Job(key="a", payload="")], watch, executor=Scripted({"a": [LOST, {}]}), stop=stop, backoff_seconds=60)
-    assert states(events, "a") == ["started", "retrying", "failed"]
+    assert states(events, "a") == ["started", "retrying", "stopped"]
     assert events[-1].info["reason"] == "the machine went away"
+    events.clear()
+    stop = Stop()
+
+    def ask(event: Event) -> None:
+        events.append(event)
+        stop.ask()
+
+    run_jobs([Job(key="a", payload="")], ask, executor=Scripted({"a": [dict(LOST)]}), stop=stop)
+    assert states(events, "a") == ["started", "stopped"]
+    events.clear()
+    run_jobs([Job(key="a", payload="")], events.append, executor=Scripted({"a": [dict(LOST)]}), retries=0)
+    assert states(events, "a") == ["started", "failed"]  # no attempt is left
 
 
 def test_asked_before_it_begins_nothing_runs() -> None:

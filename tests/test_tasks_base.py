@@ -326,6 +326,18 @@ def made(rng):
     assert digest_of(source, tmp_path, "before") != digest_of(source.replace(old, new), tmp_path, "after")
 
 
+def test_the_language_of_a_text_names_its_answers_whose_words_are_judged_when_it_is_asked(tmp_path: Path) -> None:
+    source = """
+from tasks import Text, task
+
+@task("made", kind="language modeling", size=3, language="LANGUAGE")
+def made(rng) -> Text:
+    return Text(f"text {int(rng.integers(10**6))}")
+"""
+    found = [digest_of(source.replace("LANGUAGE", language), tmp_path, language) for language in ("en", "zh")]
+    assert found[0] != found[1]
+
+
 @pytest.mark.parametrize("options", ["examples=shown", "fixed_shots=True", 'preamble="x"', 'cluster="page"'])
 def test_what_changes_a_prompt_changes_the_digest_and_how_it_is_scored_does_not(tmp_path: Path, options: str) -> None:
     plain = asked(tmp_path, "size=None").digest
