@@ -94,7 +94,7 @@ def test_workers_are_as_many_as_gpus_where_there_are_some(model: Path, monkeypat
         class checkpoint:
             n_params = 1e9
 
-        asked = ("task",)
+        asked = (("as trained", ("task",)),)
 
     jobs = [Job(key=str(i), payload=Order) for i in range(9)]
     for seen, expected in (("0,1,2", 3), ("5", 1)):
