@@ -431,6 +431,18 @@ def test_the_built_in_sweep_asks_every_ability_twice_and_trains_what_it_asks() -
     assert {task.name for task in PROBES} <= {task.name for task in asked}
 
 
+def test_a_lexicon_of_which_every_question_is_held_out_is_drawn_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables: list[str] = []
+
+    def of_the_first(content: str) -> bool:
+        tables.append(content.partition(" ?")[0])
+        return tables[-1] == tables[0]
+
+    monkeypatch.setattr(adaptation, "held_out", of_the_first)
+    row = adaptation.lexicon_row(np.random.default_rng(0), 60)
+    assert not row.startswith(tables[0]) and row.startswith(tables[-1]) and len(row) >= 60
+
+
 # ---- words and tokens ----
 
 

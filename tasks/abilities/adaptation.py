@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import permutations
 
 import numpy as np
 
@@ -34,7 +35,10 @@ def lexicon_row(rng: np.random.Generator, chars: int) -> str:
     Only first questions are ever evaluation documents, and none of them is here.
     """
     words = (1, 1, 1, 2, 3)[int(rng.random() * 5)]
-    row, entries = draw_lexicon(rng)
+    while True:  # of a lexicon, all four questions of one word may be held out
+        row, entries = draw_lexicon(rng)
+        if any(not held_out(f"{row} ? {words} {spaced(asked)}") for asked in permutations(entries, words)):
+            break
     while len(row) < chars or "?" not in row:
         asked = distinct(rng, tuple(entries), words)
         question = f"{row} ? {words} {spaced(asked)}"
