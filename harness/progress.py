@@ -95,7 +95,8 @@ class Display:
             self.open[run_id] -= 1
         if event.state == "done":
             return "done" if not self.open[run_id] else f"asked at step {order.step}{weights}"
-        return ("asking" if event.state == "started" else event.state) + _reason(event)
+        begun = "tuning" if order.kind == "finetune" else "asking"
+        return (begun if event.state == "started" else event.state) + _reason(event)
 
     def _line(self, text: str, *, always: bool, bad: bool) -> None:
         now = time.monotonic()
@@ -113,7 +114,9 @@ class Display:
         if not cost or done / cost < 0.01:
             return ""
         left = seconds * (cost - done) / done
-        return f" | {done / cost:.0%} done, {self.rate.over_all(seconds):,.0f} tokens/s, about {minutes(left)} left"
+        rate = self.rate.over_all(seconds)
+        speed = f", {rate:,.0f} tokens/s" if rate else ""  # where only questions are left, nothing is trained
+        return f" | {done / cost:.0%} done{speed}, about {minutes(left)} left"
 
     def picture(self) -> Group:
         runs = Table(title=f"{minutes(time.monotonic() - self.started)} so far{self.summary()}", title_justify="left")
