@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from harness.migrate import completed, is_older, migrate
-from harness.packed import CHECKSUM, FILE, content_digest, index_of, read_packed, write_packed
+from harness.packed import CHECKSUM, FILE, content_digest, index_of, read_file, read_packed, write_packed
 from harness.store import JUDGED, SAMPLES, StoreError, locked, read_json, replacing
 
 
@@ -50,7 +50,7 @@ def _pack(file: Path, parts: dict[str, Path], schema: pa.Schema) -> int:
 def _whole(own: Path | None, file: Path, place: Path, schema: pa.Schema) -> pa.Table:
     """Return a part with its checksum, the present one where it had none. Raises StoreError for a damaged one."""
     try:
-        table = pq.read_table(own, partitioning=None) if own else read_packed(file, place)
+        table = read_file(own) if own else read_packed(file, place)
         recorded, now = (table.schema.metadata or {}).get(CHECKSUM), content_digest(table).encode()
         older = is_older(table.schema, schema)
         wrong = recorded not in (None, now) or not (older or table.schema.equals(schema))

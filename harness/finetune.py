@@ -67,7 +67,8 @@ class TunedTask(Task):
         return super().summary() | {"tuned": {"task": self.base.name, "method": self.method, **self.recipe}}
 
     def documents(self, *, limit: int | None = None, seed: int = 0) -> list[Document]:
-        """The documents of the base, the same at every level: at most `limit`, and at most the task's size."""
+        """The documents of the base, the same at every level: `limit` or the task's size, whichever is less, in
+        equal parts of the base's levels (rounded up)."""
         most = min(filter(None, (limit, self.size)))
         asked = self.base.documents(limit=math.ceil(most / len(self.base.levels)), seed=seed)
         return [

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from harness.packed import FILE
+from harness.packed import FILE, read_file
 from harness.store import DOCUMENTS, JUDGED, SAMPLES, SCHEMA, SPEC, read_json, schema_of, write_arrow, write_json
 
 
@@ -58,7 +58,7 @@ def _complete_parts(folder: Path) -> None:
         except (OSError, pa.ArrowInvalid):  # a damaged part is made anew, not mended
             continue
         if older:
-            write_arrow(path, completed(pq.read_table(path, partitioning=None), schema))
+            write_arrow(path, completed(read_file(path), schema))
 
 
 def completed(table: pa.Table, schema: pa.Schema) -> pa.Table:

@@ -27,6 +27,14 @@ def content_digest(table: pa.Table) -> str:
     return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()
 
 
+def read_file(path: Path) -> pa.Table:
+    """Return what a parquet file holds, from one opening of it. Raises OSError or pa.ArrowInvalid.
+
+    pq.read_table opens a path again for its data, which may be another file's by then."""
+    with pq.ParquetFile(path) as file:
+        return file.read()
+
+
 def packed_file(part: Path) -> Path | None:
     """Return where the part at `part` would be packed, None for what is not the part of a step."""
     return part.parent.parent / FILE if part.parent.name.startswith("step-") else None

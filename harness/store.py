@@ -35,7 +35,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from harness.packed import CHECKSUM, content_digest, index_of, packed_file, read_packed
+from harness.packed import CHECKSUM, content_digest, index_of, packed_file, read_file, read_packed
 
 SCHEMA = 2  # of a results folder; raise when what is written means something else, and add a step to harness.migrate
 SPEC = "spec.json"
@@ -236,9 +236,7 @@ def read_table(path: Path) -> pd.DataFrame:
 def read_arrow(path: Path) -> pa.Table:
     try:
         try:
-            # Opened once: pq.read_table opens a path again for its data, which may be another file's by then.
-            with pq.ParquetFile(path) as file:
-                return file.read()
+            return read_file(path)
         except FileNotFoundError:
             if (packed := packed_file(path)) is None or not packed.exists():
                 raise

@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from harness.migrate import declared_parts, is_older, packed_files
-from harness.packed import CHECKSUM, content_digest, index_of, read_packed, write_packed
+from harness.packed import CHECKSUM, content_digest, index_of, read_file, read_packed, write_packed
 from harness.store import (
     AS_TRAINED,
     DAMAGED,
@@ -115,9 +114,9 @@ def _repack(folder: Path, file: Path, schema: pa.Schema, *, without: set[str]) -
 
 def _parts(folder: Path) -> Iterator[Finding]:
     for path, schema in declared_parts(folder):
-        yield from _check(path, partial(pq.read_table, path, partitioning=None), schema)
+        yield from _check(path, partial(read_file, path), schema)
     for path in sorted(folder.glob("imported/*.parquet")):
-        yield from _check(path, partial(pq.read_table, path, partitioning=None), None)
+        yield from _check(path, partial(read_file, path), None)
 
 
 def _packed(folder: Path) -> Iterator[Finding]:

@@ -21,7 +21,7 @@ from models.decoder import build
 from models.distributed import make_accelerator, process_device
 from models.lm import TransformerLM
 from models.parametrization import LearningRule, learning_rule
-from models.spec import ModelSpec, SpecError, TrainSpec, _require_one_of, _require_positive_ints
+from models.spec import ModelSpec, SpecError, TrainSpec, require_one_of, require_positive_ints
 from models.tokenizer import load_tokenizer
 
 HEADS = ("classifier", "lm")
@@ -70,10 +70,10 @@ class FinetuneSpec:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require_one_of("method", self.method, METHODS)
-        _require_one_of("head", self.head, HEADS)
-        _require_one_of("schedule", self.schedule, SCHEDULES)
-        _require_positive_ints(self, "steps", "batch", "check_every", "patience")
+        require_one_of("method", self.method, METHODS)
+        require_one_of("head", self.head, HEADS)
+        require_one_of("schedule", self.schedule, SCHEDULES)
+        require_positive_ints(self, "steps", "batch", "check_every", "patience")
         for name, low, high in (("warmup", 0, 1), ("dropout", 0, 1), ("weight_decay", 0, math.inf)):
             value = getattr(self, name)
             if not low <= value < high:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from models.spec import ModelSpec, SpecError
+from models.spec import ModelSpec, SpecError, require_one_of
 
 COMPILE = ("off", "on", "graphs", "auto")
 HEADS = ("auto", "whole", "pieces")
@@ -35,8 +35,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name, accepted in (("compile", COMPILE), ("head", HEADS), ("products", PRODUCTS)):
-            if getattr(self, name) not in accepted:
-                raise SpecError(f"{name} must be one of {', '.join(accepted)}, got {getattr(self, name)!r}")
+            require_one_of(name, getattr(self, name), accepted)
 
     def resolved(self, model: ModelSpec, device: torch.device) -> "Recipe":
         """The same without "auto". Raises SpecError for what this device cannot do."""

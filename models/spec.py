@@ -13,14 +13,14 @@ class SpecError(ValueError):
     """A model or training request that cannot be carried out; the message says what to change."""
 
 
-def _require_positive_ints(owner: object, *names: str) -> None:
+def require_positive_ints(owner: object, *names: str) -> None:
     for name in names:
         value = getattr(owner, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise SpecError(f"{name} must be a whole number of at least 1, got {value!r}")
 
 
-def _require_one_of(name: str, value: object, accepted: tuple[str, ...]) -> None:
+def require_one_of(name: str, value: object, accepted: tuple[str, ...]) -> None:
     if value not in accepted:
         raise SpecError(f"{name} must be one of {', '.join(accepted)}, got {value!r}")
 
@@ -44,10 +44,10 @@ class ModelSpec:
     base_depth: int = 2
 
     def __post_init__(self) -> None:
-        _require_positive_ints(
+        require_positive_ints(
             self, "n_layer", "d_model", "n_head", "d_ff", "vocab_size", "context_length", "base_width", "base_depth"
         )
-        _require_one_of("parametrization", self.parametrization, PARAMETRIZATIONS)
+        require_one_of("parametrization", self.parametrization, PARAMETRIZATIONS)
         even = 2 * self.n_head
         if self.d_model % even:
             raise SpecError(
@@ -176,7 +176,7 @@ class TrainSpec:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
-        _require_positive_ints(self, "tokens", "batch_tokens", "n_checkpoints")
+        require_positive_ints(self, "tokens", "batch_tokens", "n_checkpoints")
         if self.tokens < self.batch_tokens:
             raise SpecError(f"tokens={self.tokens} is less than one batch of batch_tokens={self.batch_tokens}")
         if self.n_checkpoints < 2:
@@ -199,8 +199,8 @@ class TrainSpec:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise SpecError(f"{name} must be a whole number of at least 0, got {value!r}")
-        _require_one_of("precision", self.precision, PRECISIONS)
-        _require_one_of("attention", self.attention, ATTENTIONS)
+        require_one_of("precision", self.precision, PRECISIONS)
+        require_one_of("attention", self.attention, ATTENTIONS)
 
     @property
     def steps(self) -> int:
