@@ -198,8 +198,6 @@ def run(
     `workers`: processes, 0 for this one, by default one per core where that pays; `executor`: where they are, by
     default on this machine. `say` gets the lines a person should read beforehand. Once `stop` is asked, no task begins.
     Raises StoreError where the folder holds something else, or answers of other weights."""
-    from models.pretrained import find_device
-
     folder, loading = evaluation.folder, evaluation.loading
     settings = {"dtype": loading.dtype, "reference": loading.reference}
     failures: dict[str, dict[str, str]] = {}
@@ -235,9 +233,9 @@ def run(
             (folder / "runs" / run_id / "error.json").unlink(missing_ok=True)
         n_workers = workers if workers is not None else default_workers(jobs) or int(executor is not None)
         name = executor or ("local" if n_workers else "inline")
-        gpus = gpu_share(n_workers, len(visible_gpus()) if find_device(loading.device) == "cuda" else 0)
         at = {"shared": folder.resolve(), "logs": folder.resolve() / "logs"}
         with closing(make_executor(name, do, workers=n_workers, **at)) as place:
+            gpus = gpu_share(n_workers, 0 if loading.device == "cpu" else place.n_gpus)
             run_jobs([replace(job, gpus=gpus) for job in jobs], record, executor=place, stop=stop)
             for known in read_runs(folder):  # also what an earlier command that was killed has left
                 close_run(folder, known["run_id"])

@@ -58,6 +58,10 @@ Work = Callable[[Job, Context], dict[str, Any]]
 class Executor(Protocol):
     """A place where jobs run. It places and watches; retries, order and dependencies are the scheduler's."""
 
+    @property
+    def n_gpus(self) -> int:
+        """How many GPUs there are for jobs to ask for; the driver's own machine may have others, or none."""
+
     def fits(self, job: Job) -> bool:
         """Whether there is room for the job now. Raises InputError where there never will be."""
 

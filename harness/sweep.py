@@ -78,7 +78,7 @@ def run_missing(sweep: Sweep, results: Path, *, engine: Engine, report: Report, 
                     status(event)
                     report(event)
 
-                share = gpu_share(engine.workers or 1, len(visible_gpus()))
+                share = gpu_share(engine.workers or 1, place.n_gpus)
                 together = float(processes) if share and processes > 1 else share
                 wanted = {"train": together} | dict.fromkeys(_ON_GPU, share)
                 run_jobs(

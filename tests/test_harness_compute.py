@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args
 
 import pytest
@@ -128,7 +129,7 @@ def test_a_run_of_two_processes_takes_two_gpus_and_its_questions_one(
     written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = []
-    monkeypatch.setattr(module, "visible_gpus", lambda: ("0", "1", "2", "3"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
     monkeypatch.setattr(module, "run_jobs", lambda jobs, *_, **__: given.extend(jobs))
     for extra, trains in (("", 1.0), (TOGETHER, 2.0)):
         given.clear()
@@ -137,6 +138,21 @@ def test_a_run_of_two_processes_takes_two_gpus_and_its_questions_one(
         assert gpus == {"tokenizer": 0.0, "data": 0.0, "train": trains, "evaluate": 1.0}
     monkeypatch.setattr(module, "_SECONDS_WORTH_A_WORKER", 0.0)
     assert default_workers(make_plan(load_sweep(written(TOGETHER)), tmp_path / "new")) == 2
+
+
+def test_jobs_elsewhere_ask_for_the_gpus_there_are_there(
+    written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # this machine has none
+    monkeypatch.setattr(module, "run_jobs", lambda jobs, *_, **__: given.extend(jobs))
+    for n_gpus, share in ((2, 1.0), (1, 0.5), (0, 0.0)):
+        given.clear()
+        place = SimpleNamespace(n_gpus=n_gpus, close=lambda: None)
+        monkeypatch.setattr(module, "make_executor", lambda *_, place=place, **__: place)
+        sweep(written(), tmp_path / str(n_gpus), workers=2)
+        gpus = {job.payload.kind: job.gpus for job in given}
+        assert gpus == {"tokenizer": 0.0, "data": 0.0, "train": share, "evaluate": share}
 
 
 def test_minutes_are_not_promised_of_several_processes(written, tmp_path: Path) -> None:

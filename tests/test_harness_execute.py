@@ -42,6 +42,10 @@ class Scripted:
         self.running: list[Job] = []
         self.started: list[tuple[str, float]] = []
 
+    @property
+    def n_gpus(self) -> int:
+        return 0
+
     def fits(self, job: Job) -> bool:
         if job.memory_bytes and job.memory_bytes > 100:
             raise InputError(f"{job.key} is too large")

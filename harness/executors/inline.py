@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, Literal
 
+from harness.executors.slots import visible_gpus
 from harness.jobs import Context, Event, Job, Report, Stopped, Work
 
 End = Literal["done", "failed", "stopped"]
@@ -41,6 +42,10 @@ class InlineExecutor:
     def listen(self, report: Report, stopping: Callable[[], bool]) -> None:
         """Take whom to tell of progress at once, and whom to ask during a job: nobody else works meanwhile."""
         self._report, self._stopping = report, stopping
+
+    @property
+    def n_gpus(self) -> int:
+        return len(visible_gpus())
 
     def fits(self, job: Job) -> bool:
         return self.job is None

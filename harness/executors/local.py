@@ -85,6 +85,10 @@ class LocalExecutor:
         self.looked = 0.0
         atexit.register(self.close)  # who forgets it would wait for its workers for ever
 
+    @property
+    def n_gpus(self) -> int:
+        return len(self.slots.gpus)
+
     def fits(self, job: Job) -> bool:
         return len(self._busy()) < self.workers and self.slots.place(job) is not None
 

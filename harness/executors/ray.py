@@ -51,10 +51,12 @@ class RayExecutor:
         self.killed: dict[str, str] = {}  # why, by key
         self.ended: list[Event] = []
 
-    def fits(self, job: Job) -> bool:
-        import ray
+    @property
+    def n_gpus(self) -> int:
+        return int(sum(node.get("GPU", 0.0) for node in _nodes()))
 
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    def fits(self, job: Job) -> bool:
+        nodes = _nodes()
         check(job, nodes)
         if len(self.running) >= self.workers:
             return False
@@ -175,6 +177,13 @@ def _connect(workers: int, address: str | None) -> bool:
         if before is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)  # Ray's own would end us without putting anything away
     return True
+
+
+def _nodes() -> list[Mapping[str, float]]:
+    """Return what each living node has."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def needs(job: Job) -> dict[str, float]:

@@ -65,6 +65,10 @@ class SlurmExecutor:
         submitter.update_parameters(**{n if n in everywhere else f"slurm_{n}": value for n, value in given.items()})
         return submitter
 
+    @property
+    def n_gpus(self) -> int:
+        return 0  # only the options know: with gpus_per_node=1 among them every job has one
+
     def fits(self, job: Job) -> bool:
         return len(self.running) < self.workers
 
