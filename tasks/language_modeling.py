@@ -67,6 +67,25 @@ def held_out_passages() -> list[dict[str, str]]:
     return rows
 
 
+def stage_directions() -> list[dict[str, str]]:
+    """What the plays say beside their spoken lines, none of which is in `plays`: whole directions, cut as passages are.
+
+    Names are written as those of speakers: Duke Orsino, not DUKE ORSINO.
+    """
+    files = {file.stem: file for file in importlib.metadata.files(PACKAGE) or [] if file.suffix == ".md"}
+    rows = []
+    for title in plays():
+        markdown, passage = Path(str(files[title].locate())).read_text(encoding="utf-8"), ""
+        for paragraph in re.split(r"\n\s*\n", markdown):
+            for direction in re.findall(r"_([^_]+)_", paragraph):
+                words = re.sub(r"[\\\[\]]", "", direction).split()
+                passage += " ".join(word.title() if word.isupper() else word for word in words) + "\n"
+                if len(passage) > PASSAGE_CHARS:
+                    rows.append({"play": title, "text": passage.rstrip()})
+                    passage = ""
+    return rows
+
+
 @cache
 def training_lines() -> tuple[str, np.ndarray]:
     """The other plays as one text, and where its lines begin."""

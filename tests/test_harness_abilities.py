@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -115,7 +116,13 @@ def test_the_map_puts_every_task_under_its_ability_and_kind_with_its_verdicts(tm
     heads = page.verdicts[page.verdicts["task"].eq("reverse") & page.verdicts["headline"].eq(True)]
     assert {label["label"]: label["count"] for label in reverse["labels"]} == heads["label"].value_counts().to_dict()
     [language] = [row for row in found["rows"] if row["ability"] == "text generation"]
-    assert language["from"] == "" and "text" in language["left_out"]
+    assert language["ends"] == "" and "text" in language["left_out"]
+    curve = page.abilities[page.abilities["ability"] == "complex patterns"].sort_values("n_params_non_embedding")
+    first, last = curve.iloc[0], curve.iloc[-1]
+    assert re.fullmatch(
+        rf"{first['value']:z.2f} \[.*\] at {first['size']} to {last['value']:z.2f} \[.*\] at {last['size']}",
+        patterns["ends"],
+    )
 
 
 def test_the_page_draws_the_five_abilities_in_their_order_and_none_where_none_is_named(tmp_path: Path) -> None:

@@ -16,12 +16,12 @@ from models.tokenizer import train_tokenizer
 from tasks import TASKS, available, qa, words
 from tasks.abilities import MODULES, adaptation, applications, generation, knowledge, patterns
 from tasks.base import ABILITIES, KINDS, Document, Task
-from tasks.language_modeling import text
+from tasks.language_modeling import plays, text
 
 PROBES = [task for task in TASKS if any(task in vars(module).values() for module in MODULES)]
 BY_NAME = {task.name: task for task in TASKS}
 CHOICES = [task.name for task in PROBES if task.output == "Choice"]
-SOLVABLE = [task.name for task in PROBES if task.name not in ("play", "verse_new")]
+SOLVABLE = [task.name for task in PROBES if task.name not in ("play", "stage", "verse_new")]
 LIMIT = 120
 WITH_PLAYS = pytest.mark.skipif(available(text) is not None, reason="the plays are not installed")
 
@@ -399,6 +399,15 @@ def test_a_play_goes_on_as_it_was_written() -> None:
         assert len(document.prompt) < 100 and len(document.continuations[0]) < 60
 
 
+@WITH_PLAYS
+def test_stage_directions_are_in_no_play_that_is_trained_on() -> None:
+    trained = "\n".join(plays().values())
+    said = [line for document in documents("stage") for line in document.continuations[0].split("\n")]
+    long = [line for line in said if len(line) > 25]  # "Exit" may be spoken, too
+    assert len(long) > 200 and not [line for line in long if line in trained]
+    assert not re.search("[A-Z]{2}", "\n".join(said))
+
+
 # ---- the map of abilities ----
 
 
@@ -453,7 +462,7 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 @WITH_PLAYS
 def test_every_word_of_a_probe_is_one_token() -> None:
-    asked = [document for task in PROBES if task.name != "play" for document in documents(task.name)]
+    asked = [document for task in PROBES if task.name not in ("play", "stage") for document in documents(task.name)]
     lines = {line for document in asked for line in (document.prompt + document.continuations[0]).split("\n")}
     symbols = {f" {word}" for line in lines for word in line.split(" ")[1:]} | {line.split(" ")[0] for line in lines}
     assert len(symbols) > 200

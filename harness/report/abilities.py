@@ -51,23 +51,22 @@ def _entry(task: dict[str, Any], labels: Counter[str] | None) -> dict[str, Any]:
 
 
 def _ends(page: Tables, ability: str) -> dict[str, Any]:
-    """Say where the aggregate begins and ends, and what has no part in it."""
+    """Say where the aggregate begins and ends, what has no part in it, and what it lacks."""
     rows = page.abilities[page.abilities["ability"] == ability].sort_values("n_params_non_embedding")
     values = rows[rows["value"].notna()]
     said = [_value(row) for row in (values.iloc[[0, -1]].to_dict("records") if len(values) > 1 else [])]
     left_out = next(iter(rows["left_out"].dropna()), "")
     notes = list(dict.fromkeys(str(note) for note in rows["note"].dropna()))
     return {
-        "from": said[0] if said else "",
-        "to": said[1] if said else "",
+        "ends": " to ".join(said),
         "left_out": f"without {listing(left_out.split(', '))}, whose metric has no chance level" if left_out else "",
         "notes": "; ".join(notes),
     }
 
 
 def _value(row: dict[str, Any]) -> str:
-    interval = f" [{number(row['lo']):.2f}, {number(row['hi']):.2f}]" if known(row["lo"]) else ""
-    return f"{number(row['value']):.2f}{interval}"
+    interval = f" [{number(row['lo']):z.2f}, {number(row['hi']):z.2f}]" if known(row["lo"]) else ""
+    return f"{number(row['value']):z.2f}{interval} at {row['size']}"
 
 
 def ability_figures(page: Tables, folder: Path) -> list[Drawn]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tasks.base import Answer, Choice, task
+from tasks.base import Answer, Choice, Text, task
+from tasks.language_modeling import stage_directions
 from tasks.qa import episode
 from tasks.words import CITIES, FIRST_NAMES, LAST_NAMES, LETTERS, distinct, drawn, spaced
 
@@ -58,6 +59,26 @@ def commands(rng: np.random.Generator, combination: str) -> Answer:
     order = ("and", "after")[int(rng.random() * 2)]
     meanings = [meaning for _, meaning in (parts if order == "and" else parts[::-1])]
     return Answer(f"do {parts[0][0]} {order} {parts[1][0]} ->", " ".join(meanings), max_tokens=8)
+
+
+# ---- another register ----
+
+
+@task(
+    "stage",
+    kind="language modeling",
+    ability="generalisation",
+    size=200,
+    data=stage_directions,
+    asked_only=True,
+)
+def stage(row: dict[str, str]) -> Text:
+    """Predict the stage directions of plays, of which training has the spoken lines alone.
+
+    No chance level: the loss falls from size to size, and what is left between it and that of `text` is what the other
+    register costs. After the domains of Paloma (Magnusson et al. 2023).
+    """
+    return Text(row["text"])
 
 
 # ---- new names ----
