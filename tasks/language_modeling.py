@@ -72,6 +72,7 @@ def stage_directions() -> list[dict[str, str]]:
 
     Names are written as those of speakers: Duke Orsino, not DUKE ORSINO.
     """
+    # Files are found and passages cut as above: shared code would change that of `text`, which its digest is of.
     files = {file.stem: file for file in importlib.metadata.files(PACKAGE) or [] if file.suffix == ".md"}
     rows = []
     for title in plays():

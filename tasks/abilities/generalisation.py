@@ -1,4 +1,4 @@
-"""Generalisation: beyond the lengths trained, to combinations never shown, to names in a part they never played."""
+"""Generalisation: beyond the lengths trained, to combinations never shown, to another register, to new names."""
 
 from __future__ import annotations
 
