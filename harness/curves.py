@@ -90,35 +90,54 @@ class Cell:
 
     @cached_property
     def floor(self) -> int:
-        """How many of the smallest sizes are not above chance by the equivalence margin; 0 if not even two.
+        """How many of the smallest sizes are at chance, or level with the smallest where there is none; 0 if not two.
 
-        A size is, if its own bound shows it, or if it is not significantly above chance and the common mean of the
-        sizes up to there, better known than each, shows it. Without a chance level: how many are level with the
-        smallest, the larger half of them with the smaller. For a metric without bounds: the sizes before a quarter of
-        its rise, where that takes long (isotonic_rise)."""
-        c, margin = self.curve, self.constants.equivalence
+        Where chance is what a shortcut reaches, models that do not know it yet stand below: sizes that climb to it from
+        there are no floor beyond those level with the smallest. For a metric without bounds: the sizes before a quarter
+        of its rise, where that takes long (isotonic_rise)."""
+        c = self.curve
         if not self.unit_interval:
             return int((c.s <= self.rise.start).sum()) if self.rise.stepped else 0
         if math.isnan(self.chance):
-            shown = np.zeros(len(c.s), dtype=bool)
-            low = c.mean - c.mean[0] < margin
-        else:
-            shown = self.upper < self.chance + margin
-            low = (c.mean < self.chance + margin) & (shown | (self.p_sizes > self.constants.alpha))
-        n = len(low) if low.all() else int(low.argmin())
+            return self._level_with_smallest()
+        n = self._at_chance()
+        if n and c.mean[:n].max() - c.mean[0] >= self.constants.min_effect:
+            slope, p = slope_of(c, slice(n))
+            if slope > 0 and p < self.constants.alpha:
+                return min(n, self._level_with_smallest())
+        return n
+
+    def _at_chance(self) -> int:
+        """How many of the smallest sizes are not above chance by the equivalence margin.
+
+        A size is, if its own bound shows it, or if it is not significantly above chance and the common mean of the
+        sizes up to there, better known than each, shows it."""
+        c, margin = self.curve, self.constants.equivalence
+        shown = self.upper < self.chance + margin
+        n = _leading((c.mean < self.chance + margin) & (shown | (self.p_sizes > self.constants.alpha)))
         if n < 2:
             return 0
         weight = 1 / c.var[:n]
-        if math.isnan(self.chance):  # the larger half of them against the smaller
-            first, second = slice(0, n // 2), slice(n // 2, n)
-            halves = [float(np.average(c.mean[half], weights=weight[half])) for half in (first, second)]
-            excess = abs(halves[1] - halves[0])
-            noise = float(1 / weight[first].sum() + 1 / weight[second].sum())
-        else:
-            excess = float(np.average(c.mean[:n], weights=weight)) - self.chance
-            noise = 1 / float(weight.sum()) + float((c.var_level - c.var)[:n].mean())
-        bound = excess + float(stdtrit(c.df[:n].min(), 1 - self.constants.alpha)) * math.sqrt(noise)
-        return n if bound < margin or shown[:n].all() else 0
+        excess = float(np.average(c.mean[:n], weights=weight)) - self.chance
+        noise = 1 / float(weight.sum()) + float((c.var_level - c.var)[:n].mean())
+        return n if self._within(excess, noise, n) or shown[:n].all() else 0
+
+    def _level_with_smallest(self) -> int:
+        """How many sizes are within the equivalence margin of the smallest, the larger half of them of the smaller."""
+        c = self.curve
+        n = _leading(c.mean - c.mean[0] < self.constants.equivalence)
+        if n < 2:
+            return 0
+        weight = 1 / c.var[:n]
+        first, second = slice(0, n // 2), slice(n // 2, n)
+        halves = [float(np.average(c.mean[half], weights=weight[half])) for half in (first, second)]
+        noise = float(1 / weight[first].sum() + 1 / weight[second].sum())
+        return n if self._within(abs(halves[1] - halves[0]), noise, n) else 0
+
+    def _within(self, excess: float, noise: float, n: int) -> bool:
+        """Whether the upper bound of a difference of the n smallest sizes, with this variance, is within the margin."""
+        quantile = float(stdtrit(self.curve.df[:n].min(), 1 - self.constants.alpha))
+        return excess + quantile * math.sqrt(noise) < self.constants.equivalence
 
     @cached_property
     def top(self) -> str:
@@ -210,6 +229,11 @@ class Cell:
             times = (item + shared * seeds) / (target * seeds - c.tau2)
             ways.append(f"{math.ceil(float(np.median(c.docs)) * times)} documents")
         return f"needs about {' or '.join(ways)}" if ways else "needs more seeds and more documents"
+
+
+def _leading(these: np.ndarray) -> int:
+    """How many are true before the first that is not."""
+    return len(these) if these.all() else int(these.argmin())
 
 
 def slope_of(curve: Curve, part: slice) -> tuple[float, float]:

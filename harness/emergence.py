@@ -5,7 +5,8 @@ One verdict per (task, level, metric). In order:
 1. error model over documents and seeds, t instead of z (width.build_curve);
 2. each size against chance, one-sided, Holm over sizes; Benjamini-Hochberg over all metrics with a chance level;
 3. trend: the smaller of a slope and a heterogeneity test, doubled; Benjamini-Hochberg over all metrics;
-4. onset: the two smallest sizes are equivalent to chance, the largest is above it by the minimum effect;
+4. onset: the two smallest sizes are equivalent to chance, or below it and level, the largest is above it by the minimum
+   effect;
 5. sharpness: the 95 % interval of the rise width against `sharp_width` (width.logistic_rise, width.isotonic_rise);
    where it does not decide, a model comparison is a second opinion, never a label (comparison.sharp_preference);
 6. surprise: whether the largest size lies beyond what a stack of smooth laws predicts from the others (a backtest);
@@ -123,7 +124,7 @@ def _judge(
         return "emergent_sharp", _text(f"{at_floor}; {width}, all below {sharp_width:.3g}.", about, groups)
     if shape == "sharp":
         return "inconclusive", (
-            f"A narrow rise ({width}), but the two smallest sizes are not shown to be at {start}: {ends}. "
+            f"A narrow rise ({width}), but the smallest sizes are not shown to stay at {start}: {ends}. "
             "Smaller sizes or more documents would show the floor."
         )
     if shape == "smooth":

@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # a plan is made without torch
 
 METRICS = ("acc", "brier", "logloss", "margin")
 _MAX_DRAWS = 400  # for one example that is new and has the answer due
-_FORMAT = 1  # raise when examples are drawn, or models tuned, differently
+_FORMAT = 2  # raise when examples are drawn, or models tuned, differently
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,8 +49,8 @@ class TunedTask(Task):
 
     @property
     def stem_digest(self) -> str:
-        recipe = dict(sorted(self.recipe.items()))
-        return identity.digest_of(_FORMAT, self.name, self.base.digest, self.method, recipe, self.size)
+        base, recipe = (self.base.digest, self.base.train_levels), dict(sorted(self.recipe.items()))
+        return identity.digest_of(_FORMAT, self.name, *base, self.method, recipe, self.size)
 
     @property
     def trains(self) -> bool:

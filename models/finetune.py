@@ -57,7 +57,7 @@ class FinetuneSpec:
 
     method: str = "full"
     head: str = "classifier"
-    learning_rate: float = 1e-3
+    learning_rate: float | None = None  # at its peak; None: 1e-3, and 1e-2 for a head that learns alone
     schedule: str = "cosine"
     warmup: float = 0.1  # share of the steps
     weight_decay: float = 0.01
@@ -78,10 +78,14 @@ class FinetuneSpec:
             value = getattr(self, name)
             if not low <= value < high:
                 raise SpecError(f"{name} must be at least {low} and below {high}, got {value!r}")
-        if not 0 < self.learning_rate < math.inf:
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise SpecError(f"learning_rate must be above 0, got {self.learning_rate!r}")
         if self.validate_each < 0 or self.validate_each == 1:
             raise SpecError(f"validate_each must be 0 (none) or at least 2, got {self.validate_each!r}")
+
+    @property
+    def peak_lr(self) -> float:
+        return self.learning_rate or (1e-2 if self.method == "frozen" else 1e-3)
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ class Tuned:
     tokenizer: Any
     labels: tuple[str, ...]
     spec: FinetuneSpec
-    steps: int  # taken until the weights that were kept
+    steps: int  # taken until the weights that were kept; 0: a language model that was best as it was
     train_loss: float  # nats, last step
     validation_loss: float | None  # of the weights that were kept; None where nothing was kept for validation
 
@@ -229,9 +233,7 @@ def _groups(model: Any, spec: FinetuneSpec, shape: ModelSpec | None) -> list[dic
     """AdamW's groups of what learns: all alike, or each kind of weight as `shape` has it trained.
 
     A classification head counts as hidden there, lr / m: it reads d_model features, and nothing divides its logits."""
-    recipe = TrainSpec(
-        tokens=1, batch_tokens=1, peak_lr=spec.learning_rate, weight_decay=spec.weight_decay, n_checkpoints=2
-    )
+    recipe = TrainSpec(tokens=1, batch_tokens=1, peak_lr=spec.peak_lr, weight_decay=spec.weight_decay, n_checkpoints=2)
     even = LearningRule(recipe.peak_lr, recipe.eps, recipe.weight_decay)
     groups: dict[LearningRule, list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -276,7 +278,14 @@ def _train(
         loss: torch.Tensor = model(**{k: v.to(accelerator.device) for k, v in batch.items()}, use_cache=False).loss
         return loss
 
+    def validated() -> float:
+        model.eval()
+        with torch.no_grad():
+            return loss_on(held).item()
+
     best, kept, kept_step, checks = math.inf, None, spec.steps, 0
+    if held and spec.head == "lm":  # a classifier's head knows nothing before the first step
+        best, kept, kept_step = validated(), [p.detach().clone() for p in trained], 0
     batches, loss = _batches(part, spec), math.nan
     for step in range(1, spec.steps + 1):
         model.train()
@@ -290,9 +299,7 @@ def _train(
         schedule.step()
         optimizer.zero_grad()
         if held and (step % spec.check_every == 0 or step == spec.steps):
-            model.eval()
-            with torch.no_grad():
-                now = loss_on(held).item()
+            now = validated()
             checks = 0 if now < best else checks + 1
             if now < best:
                 best, kept, kept_step = now, [p.detach().clone() for p in trained], step

@@ -97,6 +97,13 @@ def test_below_chance_is_no_ability_even_if_it_rises() -> None:
     assert found["reasons"].str.contains("from chance, below the minimum effect of 0.1").all()
 
 
+def test_sizes_that_climb_to_a_shortcut_from_below_are_no_floor() -> None:
+    assert labels([lambda s: 0.5 + 0.46 * s / 4] * 10, chance=0.75, decades=4.0)["smooth"] >= 9
+    # Level at first, below the shortcut; one size is on the way up while it is still below.
+    late = labels([jump(2.4, 0.3, 0.5, 0.95)] * 10, chance=0.75, decades=4.0)
+    assert late["emergent_sharp"] >= 7 and set(late) <= {"emergent_sharp", "inconclusive"}
+
+
 def test_a_falling_curve_is_inverse() -> None:
     assert labels([lambda s: 0.45 - 0.12 * s] * 8)["inverse"] == 8
 

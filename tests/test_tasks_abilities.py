@@ -305,12 +305,20 @@ def surface(document: Document) -> list[str]:
             stranger = symbols[1] in words.FIRST_NAMES[8:]
             baited = sum(word in applications.BAIT for word in symbols) > 1
             return ["spam" if stranger else "fine", "spam" if baited else "fine", "spam"]
-        case "rule" | "flipped" | "retold" | "joined":
+        case "gist":  # the first to be met most often, or the last
+            events = [event.split() for event in line[len("gist ") : -len(" ->")].split(" , ")]
+            n = len(events) // 2 + 1
+            return [" ".join([part[0][0], *(thing for _, thing in part)]) for part in (events[:n], events[-n:])]
+        case "rule":
+            choices = [text.strip() for text in document.continuations]
+            left = [choice for choice in choices if choice not in symbols[2:-1:2]]
+            return [left[ord(symbols[1]) % len(left)], *choices]
+        case "flipped" | "retold" | "joined":
             return [document.continuations[i].strip() for i in range(len(document.continuations))]
     raise AssertionError(document.task)
 
 
-@pytest.mark.parametrize("name", [*CHOICES, "brackets"])
+@pytest.mark.parametrize("name", [*CHOICES, "brackets", "gist"])
 def test_no_shortcut_beats_what_is_declared(name: str) -> None:
     for level, group in by_level(name).items():
         for said in itertools.zip_longest(*map(surface, group)):

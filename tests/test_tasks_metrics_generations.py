@@ -97,6 +97,15 @@ def test_chrf_worked_by_hand() -> None:
     assert scored("chrf", ["我爱"], [["我"]], language="zh") == [pytest.approx(5 * 0.5 * 1 / (4 * 0.5 + 1))]
 
 
+def test_overlap_counts_chinese_words_where_the_language_says_so() -> None:
+    pytest.importorskip("jieba")
+    pair = (["我爱北京。"], [["我爱南京。"]])  # 我 爱 北京 。 and 我 爱 南京 。
+    assert scored("bleu", *pair, language="zh-words") == [pytest.approx((3 / 4 * 1 / 3 / 4 / 4) ** (1 / 4))]
+    assert scored("rouge1", *pair, language="zh-words") == [pytest.approx(2 / 3)]
+    assert scored("chrf", *pair, language="zh-words") == scored("chrf", *pair, language="zh")
+    assert str(signature("bleu", "zh-words")).endswith("|words:jieba")
+
+
 def test_signatures_name_the_tokenizer_and_the_version() -> None:
     from sacrebleu import __version__
 

@@ -5,6 +5,7 @@ results folder gets."""
 
 from harness.fits.bnsl import fit_bnsl
 from harness.fits.chinchilla import fit_chinchilla
+from harness.fits.elbow import fit_elbow
 from harness.fits.fit import Fit
 from harness.fits.forms import FORMS, LN81
 from harness.fits.ladder import fit_ladder_loss, fit_log_accuracy, fit_loss_to_accuracy, fit_loss_to_error
@@ -24,6 +25,7 @@ __all__ = [
     "envelope",
     "fit_bnsl",
     "fit_chinchilla",
+    "fit_elbow",
     "fit_item_laws",
     "fit_ladder_loss",
     "fit_log_accuracy",

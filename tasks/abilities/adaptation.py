@@ -98,12 +98,27 @@ def rule_row(rng: np.random.Generator, chars: int) -> str:
     return "\n".join(lines)
 
 
-@task("rule", kind="classification", ability="adaptation", balanced=True, train=rule_row, shown=SHOWN)
+def not_shown(shown: int) -> dict[str, float]:
+    """Guessing among the choices that no letter shown has led to: both wrong ones, one or none are out."""
+    both = math.comb(shown, 2) / math.comb(len(LETTERS) - 1, 2)
+    one = 2 * (shown / (len(LETTERS) - 1) - both)
+    return {"acc": both + one / 2 + (1 - both - one) / 3}
+
+
+@task(
+    "rule",
+    kind="classification",
+    ability="adaptation",
+    balanced=True,
+    train=rule_row,
+    shortcut=not_shown,
+    shown=SHOWN,
+)
 def rule(rng: np.random.Generator, shown: int) -> Choice:
     """Go one, two or three letters on in the alphabet, as the letters shown do.
 
-    The choices are the three rules: chance 1/3. The alphabet has to be known and the rule read off one example. After
-    the functions learned in context of Garg et al. 2022.
+    The choices are the three rules: chance 1/3, and a little more among those that were no answer yet. The alphabet has
+    to be known and the rule read off one example. After the functions learned in context of Garg et al. 2022.
     """
     step = int(rng.random() * len(STEPS))
     *symbols, _ = _steps(rng, STEPS[step], shown + 1)

@@ -106,14 +106,26 @@ def en_to_zh(rng: np.random.Generator) -> Answer:
 # ---- summary ----
 
 
+def one_pattern(events: int) -> dict[str, float]:
+    """Copying the events at the same places of every story, as if one person were always met there."""
+    return {"exact_match": 1 / comb(events, events // 2 + 1)}
+
+
 @task(
-    "gist", kind="generation", ability="text generation", shots=1, metrics=["rouge1", "rouge2", "rougeL"], events=[3, 5]
+    "gist",
+    kind="generation",
+    ability="text generation",
+    shots=1,
+    metrics=["rouge1", "rouge2", "rougeL"],
+    shortcut=one_pattern,
+    events=[3, 5],
 )
 def gist(rng: np.random.Generator, events: int) -> Answer:
     """Sum up a story: who is met most often, and all that this one has, in order.
 
-    Chance 0; the others have one thing each. ROUGE rises once a model writes any name and things of the story; the
-    whole gist takes counting and collecting. After extractive summaries scored by ROUGE (Lin 2004).
+    Chance 0, and 1/3 and 1/10 by always copying the same places; the others have one thing each. ROUGE rises once a
+    model writes any name and things of the story; the whole gist takes counting and collecting. After extractive
+    summaries scored by ROUGE (Lin 2004).
     """
     share = events // 2 + 1
     hero, *others = distinct(rng, FIRST_NAMES, events - share + 1)

@@ -22,8 +22,10 @@ from tasks.text import words
 if TYPE_CHECKING:
     from sacrebleu.metrics.base import Metric as Scorer
 
-_TOKENIZERS = {"en": "13a", "zh": "zh"}  # of sacrebleu
-_NOT_ROUGE = {"en": re.compile(r"[^a-z0-9]+"), "zh": re.compile(r"[\W_]+")}
+_NOT_LETTERS = re.compile(r"[\W_]+")
+_NOT_ROUGE = {"en": re.compile(r"[^a-z0-9]+"), "zh": _NOT_LETTERS, "zh-words": _NOT_LETTERS}
+# Of sacrebleu, which gets the words of zh-words set apart already.
+_TOKENIZERS = {"en": "13a", "zh": "zh", "zh-words": "none"}
 
 
 @cache
@@ -44,7 +46,7 @@ def signature(name: str, language: str) -> str | None:
         return None
     scorer = _scorer(name, language)
     scorer.num_refs = -1  # varies with the documents
-    return str(scorer.get_signature())
+    return str(scorer.get_signature()) + ("|words:jieba" if name == "bleu" and language == "zh-words" else "")
 
 
 def _sacrebleu(cell: Cell, *, name: str) -> Scores:
@@ -54,9 +56,13 @@ def _sacrebleu(cell: Cell, *, name: str) -> Scores:
     (Popovic 2015)."""
     if cell.generations is None:
         return missing(cell)
-    scorer = _scorer(name, cell.language)
+    scorer, apart = _scorer(name, cell.language), name == "bleu" and cell.language == "zh-words"
+
+    def read(text: str) -> str:
+        return " ".join(words(text, cell.language)) if apart else text
+
     scores = [
-        scorer.sentence_score(said, list(references)).score / 100
+        scorer.sentence_score(read(said), [read(reference) for reference in references]).score / 100
         for said, references in zip(cell.generations, cell.held("references"), strict=True)
     ]
     return np.minimum(np.array(scores, dtype=np.float64), 1.0), None  # a perfect BLEU comes as 100.00000000000004

@@ -1,0 +1,226 @@
+"""Where accuracy leaves chance along log size, and how tuning on more labelled examples moves that point.
+
+The emergence law: up to a size, the elbow, accuracy is at chance, from there it rises in a straight line in log10 of
+size, and where the curves show that it stops at a level, to there. Elbows of several numbers of examples lie on a line
+in log2(1 + examples), which is 0 at none, and share one slope. All curves are fitted together, so that one that has
+not left chance at any size, or has left it at every one, still says where its elbow is not.
+
+After Snell et al. 2024 (arXiv 2411.16035), who fit the like along the pretraining loss."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+LEVEL = 0.95
+MIN_SIZES = 4  # three parameters, and one point to hold them against
+MIN_EXAMPLES = 3  # numbers of examples: a line through two is no test of one
+_BELOW, _ABOVE = 1.0, 2.0  # decades outside the sizes in which an elbow at no examples is looked for
+_ELBOW_STEP = 0.1  # of the grid where a fit starts, decades
+_SHIFTS = np.linspace(-1.5, 0.3, 37)  # decades for each doubling
+_SLOPES = np.geomspace(0.02, 8.0, 31)  # accuracy for each decade
+_POLISH = 30  # steps of least squares from there
+_DRAWS = 200
+_LEAST_ERROR = 0.005  # of one accuracy: where all documents are right or wrong, no error is seen
+_LEVELS = 3.0  # by so many errors squared a level has to bring the curves nearer
+_MISFIT = 3.0  # residuals of means, in their standard errors, from which on the law does not describe the curves
+
+
+@dataclass(frozen=True, kw_only=True)
+class ElbowFit:
+    """log10 of the size at which accuracy leaves chance; NaN where it is not told, and `reason` says why.
+
+    Of several numbers of examples: the elbow at none. `shift`: decades for each doubling of examples (NaN for one
+    curve). Intervals are 95 %; those of the elbow are NaN where too many redrawn curves show none."""
+
+    elbow: float = math.nan
+    lo: float = math.nan
+    hi: float = math.nan
+    shift: float = math.nan
+    shift_lo: float = math.nan
+    shift_hi: float = math.nan
+    slope: float = math.nan  # accuracy for each decade
+    reason: str = ""
+
+
+class _Points:
+    """Accuracies above chance of runs at (size, examples), and their means at each such place."""
+
+    def __init__(self, sizes: Any, accuracy: Any, runs: Any, chance: float, item_se: Any, examples: Any) -> None:
+        x, y, m = np.log10(np.asarray(sizes, float)), np.asarray(accuracy, float) - chance, np.asarray(examples, float)
+        known = np.isfinite(x) & np.isfinite(y)
+        x, y, m = x[known], y[known], np.log2(1 + m[known])
+        self.run, names = pd.factorize(np.asarray(runs)[known])
+        self.n_runs = len(names)
+        places, self.place, self.count = np.unique(
+            np.stack([m, x], axis=1), axis=0, return_inverse=True, return_counts=True
+        )
+        self.place = self.place.ravel()
+        self.m: np.ndarray = places[:, 0]
+        self.x: np.ndarray = places[:, 1]
+        if not len(x):
+            return
+        spread = [y[self.place == i].var(ddof=1) for i in np.flatnonzero(self.count > 1)]
+        item = float(np.mean(np.asarray(item_se, float)[known] ** 2))
+        # Seeds differ by more than their documents do, but a single one, or a few by luck, do not show it.
+        self.noise = math.sqrt(np.nanmax([item, np.mean(spread) if spread else math.nan, _LEAST_ERROR**2]))
+        self.error = self.noise / math.sqrt(self.count.mean())
+        # A shortcut counts as chance: models that do not know it yet stand below, which is no less than no ability.
+        self.y = np.where(y < -2 * self.noise, 0.0, y)
+        self.mean = self.means(self.y[:, None])[:, 0]
+
+    def means(self, values: np.ndarray) -> np.ndarray:
+        """Means (places, B) of values (points, B)."""
+        sums = np.zeros((len(self.x), values.shape[1]))
+        np.add.at(sums, self.place, values)
+        return sums / self.count[:, None]
+
+
+def fit_elbow(
+    sizes: Any, accuracy: Any, runs: Any, *, chance: float, item_se: Any = math.nan, examples: Any = None, seed: int = 0
+) -> ElbowFit:
+    """Fit the law to accuracies (points,) of `runs` at `sizes`, after tuning on `examples` (one curve where None).
+
+    Least squares, from the best of a grid on. Intervals: refitted to curves whose residuals changed sign, those of a
+    run together (a wild cluster bootstrap), as all that is asked of a run shares its weights. `item_se`: standard
+    errors over documents."""
+    sizes = np.asarray(sizes, float)
+    several = examples is not None
+    item_se, examples = np.broadcast_to(item_se, sizes.shape), examples if several else np.zeros(sizes.shape)
+    p = _Points(sizes, accuracy, runs, chance, item_se, examples)
+    if refused := _refusal(p, several):
+        return ElbowFit(reason=refused)
+    low, high = p.x.min(), p.x.max()
+    outside = (_BELOW, _ABOVE) if several else (0.0, 0.0)
+    law = _Law(p, (low - outside[0], high + outside[1]), _SHIFTS if several else np.zeros(1), 1 - chance)
+    best = law.fit(p.mean[:, None])
+    level = law.with_level()
+    to_level = level.fit(p.mean[:, None])
+    if law.loss(best, p.mean[:, None])[0] - level.loss(to_level, p.mean[:, None])[0] > (_LEVELS * p.noise) ** 2:
+        law, best = level, to_level
+    elbow, shift, slope = (float(value) for value in best[:3, 0])
+    if not several and elbow <= low:
+        return ElbowFit(reason="accuracy rises from the smallest size on: the elbow is there or below")
+    fitted = law.at(best)[:, 0]
+    if several and math.sqrt(np.mean((p.mean - fitted) ** 2)) > _MISFIT * p.error:
+        return ElbowFit(shift=shift, slope=slope, reason="no one slope and shift fit these curves")
+    freedom = max(1, p.n_runs - len(law.free))
+    # As wide as t is wider than a normal, for as few runs.
+    wider = float(stats.t.ppf((1 + LEVEL) / 2, freedom) / stats.norm.ppf((1 + LEVEL) / 2))
+    left = (p.y - fitted[p.place]) * math.sqrt(p.n_runs / freedom) * wider
+    signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(p.n_runs, _DRAWS))
+    elbows, shifts, *_ = law.fit(p.means(fitted[p.place][:, None] + left[:, None] * signs[p.run]))
+    (lo, hi), (shift_lo, shift_hi) = _interval(elbows), _interval(shifts)
+    found: dict[str, Any] = {"elbow": elbow, "slope": slope}
+    if not several:
+        none = int((elbows <= low).sum())
+        if none > (1 - LEVEL) * _DRAWS:
+            return ElbowFit(**found, reason=f"{none} of {_DRAWS} redrawn curves show no elbow: no interval")
+        return ElbowFit(**found, lo=lo, hi=hi)
+    moves: dict[str, Any] = {"shift": shift, "shift_lo": shift_lo, "shift_hi": shift_hi}
+    if shift_hi >= 0:
+        return ElbowFit(**moves, reason="more examples do not move the elbow to smaller sizes for sure")
+    if lo <= law.ends[0] or hi >= law.ends[1]:
+        side = f"above {10**lo:.2g}" if hi >= law.ends[1] else f"below {10**hi:.2g}"
+        return ElbowFit(**moves, reason=f"too far from these sizes to be told: {side} parameters")
+    return ElbowFit(**found, lo=lo, hi=hi, **moves)
+
+
+def _refusal(p: _Points, several: bool) -> str:
+    """Say why these points show no elbow; empty if they may."""
+    if not len(p.x):
+        return "nothing was asked"
+    if (n := len(np.unique(p.x))) < MIN_SIZES:
+        return f"{n} sizes, an elbow needs {MIN_SIZES}"
+    smallest, largest = p.mean[p.x == p.x.min()], p.mean[p.x == p.x.max()]
+    if not several:
+        if largest[0] < 3 * p.error:
+            return "the largest size is at chance: the elbow is above all sizes"
+        if smallest[0] > 3 * p.error:
+            return "the smallest size is above chance: the elbow is below all sizes"
+        return ""
+    if (n := len(np.unique(p.m))) < MIN_EXAMPLES:
+        return f"{n} numbers of examples, a law needs {MIN_EXAMPLES}"
+    if largest.max() < 3 * p.error:
+        return "the largest size is at chance after any number of examples"
+    if smallest.min() > 3 * p.error:
+        return "the smallest size is above chance after any number of examples"
+    return ""
+
+
+class _Law:
+    """Accuracy above chance at the places of some points, by elbow at no examples, shift, slope and level (4, B)."""
+
+    def __init__(self, points: _Points, ends: tuple[float, float], shifts: np.ndarray, most: float) -> None:
+        self.points, self.ends, self.moves, self.top = points, ends, len(shifts) > 1, most
+        self.free = [0, 1, 2] if self.moves else [0, 2]
+        elbows = np.linspace(*ends, 2 + int((ends[1] - ends[0]) / _ELBOW_STEP))
+        self.starts = np.stack([axis.ravel() for axis in np.meshgrid(elbows, shifts, indexing="ij")])
+
+    def with_level(self) -> _Law:
+        """Return the law that also finds the level at which accuracy stays."""
+        law = copy.copy(self)
+        law.top, law.free = float(self.points.mean.max()), [*self.free, 3]
+        return law
+
+    def beyond(self, elbow: np.ndarray, shift: np.ndarray) -> np.ndarray:
+        """Decades by which the places (rows) lie beyond the elbows (columns)."""
+        return np.maximum(0, self.points.x[:, None] - elbow - shift * self.points.m[:, None])
+
+    def at(self, law: np.ndarray) -> np.ndarray:
+        return np.minimum(law[3], law[2] * self.beyond(law[0], law[1]))
+
+    def loss(self, law: np.ndarray, means: np.ndarray) -> np.ndarray:
+        return self.points.count @ (self.at(law) - means) ** 2
+
+    def fit(self, means: np.ndarray) -> np.ndarray:
+        """Return the law (4, B) nearest to each column of `means` (places, B), by least squares."""
+        law = self._start(means)
+        loss, damp = self.loss(law, means), np.full(means.shape[1], 1e-3)
+        for _ in range(_POLISH):  # Levenberg and Marquardt's, for all columns at once
+            beyond, now = self.beyond(law[0], law[1]), self.at(law)
+            level = law[2] * beyond >= law[3]
+            rising = (beyond > 0) & ~level
+            by = np.stack([-law[2] * rising, -law[2] * rising * self.points.m[:, None], beyond * rising, level])[
+                self.free
+            ]
+            weighted = by * self.points.count[:, None]
+            matrix = np.einsum("ipb,jpb->bij", weighted, by)
+            scale = np.einsum("bii->bi", matrix)
+            matrix += np.eye(len(self.free)) * (damp[:, None] * scale + 1e-9)[:, None, :]
+            step = np.linalg.solve(matrix, np.einsum("ipb,pb->bi", weighted, means - now)[:, :, None])[:, :, 0]
+            tried = law.copy()
+            tried[self.free] += step.T
+            tried[0] = tried[0].clip(*self.ends)
+            tried[2] = tried[2].clip(_SLOPES[0], _SLOPES[-1])
+            tried[3] = tried[3].clip(self.top / 2, 2 * self.top)
+            after = self.loss(tried, means)
+            better = after < loss
+            law[:, better], loss[better] = tried[:, better], after[better]
+            damp = np.where(better, damp / 4, damp * 4)
+        return law
+
+    def _start(self, means: np.ndarray) -> np.ndarray:
+        """Return the best of a grid of laws (4, B): the loss has more valleys than one."""
+        beyond, count = self.beyond(*self.starts).T, self.points.count
+        least, law = np.full(means.shape[1], math.inf), np.full((4, means.shape[1]), self.top)
+        for slope in _SLOPES:
+            fitted = np.minimum(self.top, slope * beyond)
+            loss = (fitted**2 @ count)[:, None] - 2 * (fitted @ (count[:, None] * means))  # but for what is no law's
+            i = loss.argmin(axis=0)
+            now = loss[i, np.arange(len(i))]
+            better = now < least
+            least[better], law[2, better] = now[better], slope
+            law[:2, better] = self.starts[:, i[better]]
+        return law
+
+
+def _interval(values: np.ndarray) -> tuple[float, float]:
+    lo, hi = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(lo), float(hi)
