@@ -48,7 +48,7 @@ def family_show(
         models = [(model, optimal_tokens(model)) for model in ladder.models]
         rows = [_row(model, tokens, model.flops_per_token * tokens) for model, tokens in models]
     else:
-        rows = [_row(run.model, run.train.tokens, run.flops) for run in _runs(spec)]
+        rows = [_row(run.model, run.train.horizon, run.flops) for run in _runs(spec)]
     print_table(pd.DataFrame(rows), as_json=as_json)
     if ladder is not None and not as_json:
         print(f"\ntokens: {TOKENS_PER_PARAM} per parameter of blocks and head\n{_in_a_spec(ladder)}")

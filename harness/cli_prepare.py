@@ -76,7 +76,10 @@ def prepare(
     )
     report = write(inputs, out, rules)
     for reason in report["unreadable"].values():
-        print(f"left out: {reason}", file=sys.stderr)
+        print(f"left out whole: {reason}", file=sys.stderr)
+    if report["other_files"]:
+        kinds = ", ".join(f"{n} {kind}" for kind, n in report["other_files"].items())
+        print(f"not read, of other kinds: {kinds}", file=sys.stderr)
     if as_json:
         print(json.dumps(report, indent=2, ensure_ascii=False))
         return

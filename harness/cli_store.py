@@ -76,7 +76,11 @@ def verify(
     if counts["unchecked"]:
         print(f"{counts['unchecked']} parts are from before there were checksums: they can be read", file=sys.stderr)
     if moved:
-        print(f"{len(moved)} put aside; the same harness sweep makes them anew, and nothing else", file=sys.stderr)
+        print(
+            f"{len(moved)} put aside; the same harness sweep makes anew what is still needed, and nothing else (not a "
+            "checkpoint that was asked everything)",
+            file=sys.stderr,
+        )
     if counts["missing"] or (counts["damaged"] and not repair):
         raise typer.Exit(1)
 

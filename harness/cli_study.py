@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness.console import DEFAULT_REPORTS, JsonOption, ReportsOption, print_table, verdict_summary
+from harness.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +31,9 @@ ScalesOption = Annotated[
 MetricOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--metric", metavar="NAME=KIND,SENSE", help="Declare a metric: threshold|share|continuous,higher|lower."
+        "--metric",
+        metavar="NAME=KIND,SENSE",
+        help="Declare a metric: threshold|share|continuous,higher|lower[,percent].",
     ),
 ]
 SeedSdOption = Annotated[
@@ -127,8 +130,10 @@ def design(
     as_json: JsonOption = False,
 ) -> None:
     """Say what a claim needs: the power of a design, or the cheapest design for a wanted power, by simulation."""
-    from harness.design import cheapest, design_figure, power
+    from harness.design import FIGURE_ENDINGS, cheapest, design_figure, power
 
+    if figure is not None and (figure.suffix not in FIGURE_ENDINGS or not figure.absolute().parent.is_dir()):
+        raise InputError(f"--figure {figure}: give a {', '.join(FIGURE_ENDINGS)} file in a folder that is there")
     shared: dict[str, Any] = {"decades": decades, "chance": chance, "seed_sd": seed_sd, "n_sims": n_sims}
     if wanted is None:
         table = power(sizes=sizes, seeds=seeds, examples=examples, **shared)

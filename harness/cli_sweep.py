@@ -269,7 +269,7 @@ def _print_plan(found: Plan, workers: int, *, as_json: bool) -> None:
             "run": p.run.run_id,
             "N_non_embedding": p.run.model.n_params_non_embedding,
             "N": p.run.model.n_params,
-            "D_tokens": p.run.train.tokens,
+            "D_tokens": p.run.train.horizon,
             "C_flops": p.run.flops,
             "state": p.state,
             "cells_missing": len(p.missing),

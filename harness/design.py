@@ -19,6 +19,7 @@ from harness.fits.forms import LN81
 from harness.scores import wilson
 from harness.store import StoreError
 
+FIGURE_ENDINGS = (".png", ".svg", ".pdf")
 KINDS = {
     "flat": "at chance at every size",
     "linear": "straight in log C over all decades",

@@ -147,7 +147,9 @@ def check_family(
         tell("writing the tokenizer and the token rows")
         rows_per_step = recipe.batch_tokens // context
         n_trained, n_probe = max(steps, coordinate_steps) * rows_per_step, max(1, _PROBE_TOKENS // context)
-        corpus.prepare_tokenizer(sweep.mixture, folder / "tokenizer", vocab_size=sweep.spec.family.vocab_size)
+        vocab_size = sweep.spec.family.vocab_size
+        corpus.prepare_tokenizer(sweep.mixture, folder / "tokenizer", vocab_size=vocab_size)
+        corpus.prepare_texts(sweep.mixture, folder / "tokenizer", vocab_size=vocab_size)
         corpus.prepare_stream(
             sweep.mixture,
             folder / "tokenizer",

@@ -169,7 +169,11 @@ def _as(part: pd.DataFrame, metric: ForeignMetric, said: list[str]) -> pd.DataFr
     wrong = np.isfinite(value) & ((value < low - 1e-9) | (value > high + 1e-9))
     if wrong.any():
         row = part[wrong].iloc[0]
-        hint = f"; if it is a percentage, declare {metric.name}=...,percent" if (low, high) == (0.0, 1.0) else ""
+        hint = (
+            f"; if it is a percentage, declare it, as in --metric {metric.name}=threshold,higher,percent"
+            if (low, high) == (0.0, 1.0)
+            else ""
+        )
         raise StoreError(
             f"{row['where']}: {row['metric']} of {row['task']} is {row['value']:g}, but it lies between {low:g} and "
             f"{high:g}{hint}"

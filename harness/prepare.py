@@ -85,7 +85,7 @@ def prepare(inputs: Sequence[str], out: Path, rules: Rules | None = None) -> dic
     shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
     try:
         partial.mkdir(parents=True)
-        report = _write(paths, partial, rules)
+        report = _write(paths, partial, rules, others=_other_kinds(inputs))
         os.replace(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -111,6 +111,13 @@ def find_inputs(inputs: Sequence[str]) -> list[Path]:
     return list(found)
 
 
+def _other_kinds(inputs: Sequence[str]) -> dict[str, int]:
+    """How many files of the folders given are of no kind that is read, by ending."""
+    files = (p for given in inputs if Path(given).is_dir() for p in Path(given).rglob("*") if p.is_file())
+    endings = Counter(p.suffix.lower() or p.name for p in files if not _kind(p) and not p.name.startswith("."))
+    return dict(sorted(endings.items()))
+
+
 def _kind(path: Path) -> str | None:
     name = path.name.lower()
     packed = next((ending for ending in corpus_files.PACKED if name.endswith(ending)), "")
@@ -118,7 +125,7 @@ def _kind(path: Path) -> str | None:
     return kind if kind in _ENDINGS or (kind == ".parquet" and not packed) else None
 
 
-def _write(paths: Sequence[Path], folder: Path, rules: Rules) -> dict[str, Any]:
+def _write(paths: Sequence[Path], folder: Path, rules: Rules, *, others: dict[str, int]) -> dict[str, Any]:
     sieve = _Sieve(rules)
     before, after = Counter[str](), Counter[str]()
     sides, unreadable, files = Counter[str](), {}, []
@@ -151,6 +158,7 @@ def _write(paths: Sequence[Path], folder: Path, rules: Rules) -> dict[str, Any]:
         "rules": asdict(rules),
         "files": files,
         "unreadable": unreadable,
+        "other_files": others,
         "before": {unit: before[unit] for unit in _UNITS},
         "after": {unit: after[unit] for unit in _UNITS},
         "removed": {reason: sieve.removed[reason] for reason in REASONS},

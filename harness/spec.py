@@ -362,6 +362,10 @@ def resolve(
         for name in names:
             if name in held_out:
                 found += filter(None, [held_out[name]])
+            elif name in texts:
+                errors.append(
+                    f"{place}.{name}: is a text, no task; what is held out of it is asked as '{name}_held_out'"
+                )
             else:
                 found += attempt(f"{place}.{name}", lambda name=name: _load_named(name, folder, held_out)) or []
         return found

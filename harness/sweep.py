@@ -58,6 +58,12 @@ def run_missing(sweep: Sweep, results: Path, *, engine: Engine, report: Report, 
     with locked(folder):
         plan = make_plan(sweep, results)
         check_space(plan, workers=engine.workers)
+        if dropped := _no_longer_asked(sweep, folder):
+            print(
+                f"not asked by this command: {', '.join(dropped)}; the answers that an earlier one got stay in the "
+                "folder, and come back to tables and report with the same spec and options",
+                file=sys.stderr,
+            )
         write_json(folder / "spec.json", _describe(plan))
         write_json(folder / "tasks.json", [t.summary() | {"digest": sweep.digest_of(t)} for t in sweep.tasks])
         _write_documents(sweep, folder)
@@ -92,6 +98,16 @@ def run_missing(sweep: Sweep, results: Path, *, engine: Engine, report: Report, 
                 plan = make_plan(sweep, results)
         status.close()
     return plan
+
+
+def _no_longer_asked(sweep: Sweep, folder: Path) -> list[str]:
+    """Return the tasks and the kinds of weights that the folder's last sweep asked and this one does not."""
+    try:
+        tasks, stored = read_json(folder / "tasks.json"), read_json(folder / "spec.json")["spec"]["evaluate"]
+    except (StoreError, KeyError):  # a new folder, or one that is damaged and about to be written again
+        return []
+    now = {*(task.name for task in sweep.tasks), *sweep.spec.evaluate.quantize}
+    return [name for name in (*(task["name"] for task in tasks), *stored.get("quantize", ())) if name not in now]
 
 
 def _place(engine: Engine, plan: Plan) -> Executor:

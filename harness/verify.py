@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from harness.migrate import declared_parts, is_older, packed_files
 from harness.packed import CHECKSUM, content_digest, index_of, read_file, read_packed, write_packed
@@ -55,13 +57,15 @@ def verify(folder: Path, *, deep: bool = False) -> list[Finding]:
     """Return all that is damaged, missing or cannot be checked, by path. Safe while a sweep writes.
 
     `deep`: also read all weights, training states and token rows. Missing is what the tables or the rest of the sweep
-    need: answers that were not given yet are not. Raises StoreError where spec.json or tasks.json cannot be read."""
+    need, and answers that the tables were made of: those that were not given yet are not. Raises StoreError where
+    spec.json or tasks.json cannot be read."""
     stored, tasks = read_json(folder / "spec.json"), read_json(folder / "tasks.json")
     found = [
         *_parts(folder),
         *_packed(folder),
         *_documents(folder, tasks),
         *_tables(folder),
+        *_answers(folder, stored),
         *_checkpoints(folder, deep=deep),
         *_missing(folder, stored, tasks),
         *_rows(folder, deep=deep),
@@ -70,7 +74,7 @@ def verify(folder: Path, *, deep: bool = False) -> list[Finding]:
 
 
 def repair(folder: Path, found: Iterable[Finding]) -> list[Path]:
-    """Put aside what is damaged, below `.damaged`, and return it: the next sweep makes it anew, and nothing else.
+    """Put aside what is damaged, below `.damaged`, and return it: the next sweep makes anew what it needs of it.
 
     Raises StoreError where a process holds the folder."""
     damaged = list(dict.fromkeys((item.path, item.packed) for item in found if item.state == "damaged"))
@@ -215,6 +219,35 @@ def _tables(folder: Path) -> Iterator[Finding]:
             yield Finding(path=path, state="damaged", problem="not the table that analysis.json names")
 
 
+def _answers(folder: Path, stored: dict[str, Any]) -> Iterator[Finding]:
+    """Yield the answers that the tables were made of and that are gone. A folder of tables alone has none to miss."""
+    scores = folder / "scores.parquet"
+    if (
+        stored.get("imported")
+        or not scores.exists()
+        or not ((folder / "runs").exists() or any(folder.glob("samples/*")))
+    ):
+        return
+    try:
+        table = pq.read_table(scores, columns=["run_id", "step", "task", "value"])
+    except (OSError, ValueError, KeyError):  # named elsewhere
+        return
+    asked: dict[tuple[str, int], dict[str, None]] = {}
+    for row in table.filter(pc.is_valid(table["value"])).group_by(["run_id", "step", "task"]).aggregate([]).to_pylist():
+        asked.setdefault((row["run_id"], row["step"]), {})[row["task"]] = None
+    torn = {file.parent for file, _ in packed_files(folder) if not _names(file)}
+    for (run_id, step), tasks in asked.items():
+        place = samples_folder(folder, run_id, step)
+        if place.parent / "packed" in torn:
+            continue
+        names = parts_in(place) | {path.name for path in place.glob("*.parquet")}  # a damaged one is named elsewhere
+        there = {name.rpartition("-")[0] for name in names}
+        for task in tasks:
+            if task not in there:
+                problem = "answers that the tables were made of; the same harness sweep asks them again"
+                yield Finding(path=place / f"{task}-*.parquet", state="missing", problem=problem)
+
+
 # ---- runs and what they were trained on ----
 
 
@@ -257,8 +290,10 @@ def _torn(path: Path, *, deep: bool) -> str:
         if (path / "state.pt").exists():
             zipfile.ZipFile(path / "state.pt").close()
         return _torn_inside(path, record) if deep else ""
-    except FileNotFoundError as error:
-        return f"{Path(str(error.filename)).name} is missing" if path.exists() else ""  # pruned at this moment
+    except FileNotFoundError:
+        names = ("meta.json", "config.json", "tokenizer.json", "model.safetensors")
+        lost = [name for name in names if not (path / name).exists()]
+        return f"{', '.join(lost)} is missing" if lost and path.exists() else ""  # pruned at this moment
     except (OSError, ValueError, KeyError, TypeError, SafetensorError, zipfile.BadZipFile) as error:
         return f"cannot be read: {_line(error)}"
 

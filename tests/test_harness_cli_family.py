@@ -167,6 +167,15 @@ def test_a_check_measured_twice_is_the_same(found: dict[str, FamilyCheck], spec:
     assert again.optima[0].losses == {f: found["mup"].optima[0].losses[f] for f in (0.5, 1, 2)}
 
 
+def test_texts_of_the_mixture_are_read_as_in_training(spec: Path) -> None:
+    (spec.parent / "own.txt").write_text("\n\n".join(f"{i} sheep and {i * i} more of them" for i in range(400)))
+    path = _with(spec, "mup").with_name("own.toml")
+    mixed = SPEC.replace("[corpus.mixture]", '[corpus.texts.own]\nfiles = "own.txt"\n[corpus.mixture]\nown = 0.5')
+    path.write_text(mixed)
+    check = check_family(load_sweep(path, results=spec.parent), steps=3, coordinate_steps=2, factors=(1,))
+    assert all(loss is not None for optimum in check.optima for loss in optimum.losses.values())
+
+
 def test_the_figure_draws_every_number(found: dict[str, FamilyCheck]) -> None:
     measured = json.loads(json.dumps(found["mup"].to_json()))
     data = transfer_data(measured)

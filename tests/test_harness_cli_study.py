@@ -90,6 +90,13 @@ def test_a_design_prints_its_power(run) -> None:
     assert code == 2 and "power" in err and len(err.strip().splitlines()) == 1
 
 
+def test_a_figure_that_cannot_be_drawn_is_refused_before_the_work(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.design.power", lambda **options: pytest.fail("worked first"))
+    for place in ("design.foo", "none/design.png"):
+        code, _, err = run("design", "--figure", place)
+        assert code == 2 and place in err and ".png, .svg, .pdf" in err and len(err.strip().splitlines()) == 1
+
+
 def test_what_is_not_there_is_one_clear_line(run, tmp_path: Path) -> None:
     for words in (["forecast", "results/none"], ["import", "table", "none.csv", "--out", "results/x"]):
         code, _, err = run(*words)

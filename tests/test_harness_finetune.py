@@ -290,3 +290,22 @@ def test_the_language_model_is_tuned_where_the_section_asks_for_it(spec, done, c
     totals = [np.exp(np.stack(read_table(part)["logprobs"])).sum(axis=1) for part in parts]
     # A classifier's labels share all probability; a language model leaves some to every other text.
     assert len(totals) == 4 and sum(bool((total < 0.9999).any()) for total in totals) == 2
+
+
+def test_levels_that_only_training_has_change_what_is_learned_and_the_digest():
+    def row(rng, k):
+        letters = " ".join("ab"[int(rng.random() * 2)] for _ in range(k))
+        return Choice(letters, ("a", "b"), int(letters[0] == "b"))
+
+    one, other = (
+        tuned_task(
+            task("first", kind="classification", train_levels={"k": [k]}, k=[5, 9])(row),
+            "full",
+            examples=(4,),
+            documents=8,
+            recipe={},
+        )
+        for k in (5, 9)
+    )
+    assert one.learned_from(4, 0) != other.learned_from(4, 0)
+    assert one.digest != other.digest

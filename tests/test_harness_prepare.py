@@ -147,11 +147,13 @@ def test_inputs_that_give_nothing_are_one_line(tmp_path: Path) -> None:
 def test_the_command_prints_what_went_and_names_what_it_left_out(tmp_path: Path) -> None:
     write(tmp_path / "a.txt", [*sentences(30), "tiny"])
     (tmp_path / "b.txt").write_bytes(b"\xff")
+    (tmp_path / "c.pdf").write_bytes(b"%PDF")
     app = typer.Typer()
     register(app)
-    done = CliRunner().invoke(app, [str(tmp_path / "*.txt"), "--out", str(tmp_path / "out")])
+    done = CliRunner().invoke(app, [str(tmp_path), "--out", str(tmp_path / "out")])
     assert done.exit_code == 0 and "too short" in done.stdout and "characters" in done.stdout
-    assert "left out: b.txt: not UTF-8 at byte 0" in done.stderr
+    assert "left out whole: b.txt: not UTF-8 at byte 0" in done.stderr
+    assert "not read, of other kinds: 1 .pdf" in done.stderr
 
 
 @pytest.mark.parametrize(("longer", "expected"), [("cut_right", ["0123456789"]), ("split", ["0123456789", "abcdef"])])

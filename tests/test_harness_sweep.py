@@ -1,6 +1,7 @@
 """From spec to tables: nothing is lost, nothing is done twice, and a kill changes no byte."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -79,6 +80,17 @@ def undisturbed(spec: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     results = tmp_path_factory.mktemp("undisturbed")
     sweep(spec, results)
     return results
+
+
+def test_what_an_earlier_command_asked_and_this_one_does_not_is_said(
+    spec: Path, undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = Path(shutil.copytree(undisturbed, tmp_path / "results"))
+    sweep(spec, results, "parity")
+    assert "not asked by this command" not in capsys.readouterr().err
+    sweep(spec, results)
+    assert "not asked by this command: parity; the answers" in capsys.readouterr().err
+    assert any(results.glob("tiny/samples/*/*/parity-*.parquet"))
 
 
 def test_a_sweep_leaves_every_table_and_every_cell(spec: Path, undisturbed: Path) -> None:

@@ -247,6 +247,24 @@ def test_torn_rows_tables_and_records_are_named(spec: Path, undisturbed: Path, f
     assert verify(folder, deep=True) == [] and tables(folder) == tables(undisturbed / "tiny")
 
 
+def test_answers_that_the_tables_were_made_of_are_missed_and_asked_again(spec: Path, folder: Path) -> None:
+    lost = sorted(folder.glob("samples/*/*/copy-*.parquet"))[0]
+    lost.unlink()
+    [found] = verify(folder)
+    assert (found.path.parent, found.path.name, found.state) == (lost.parent, "copy-*.parquet", "missing")
+    sweep(spec, folder.parent)
+    assert lost.exists() and verify(folder) == []
+    for name in ("samples", "runs", "data"):  # tables alone, as of the committed demo
+        shutil.rmtree(folder / name)
+    assert verify(folder) == []
+
+
+def test_a_file_of_a_checkpoint_that_is_gone_is_named(folder: Path) -> None:
+    step = sorted(folder.glob("runs/*/step-*"))[-1]
+    (step / "model.safetensors").unlink()
+    assert [finding.problem for finding in verify(folder)] == ["model.safetensors is missing"]
+
+
 def test_documents_of_answers_that_are_there_are_missed(spec: Path, folder: Path) -> None:
     path = sorted(folder.glob("documents/*.parquet"))[0]
     path.unlink()

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny_checkpoints as tiny
 import torch
@@ -96,6 +97,22 @@ def test_early_stop_keeps_the_weights_of_the_best_check(tmp_path: Path) -> None:
     rows = stopped.logprobs(held)
     by_hand = -sum(row[e.answer] for row, e in zip(rows, held, strict=True)) / len(held)
     assert stopped.validation_loss == pytest.approx(by_hand, rel=1e-4)
+
+
+def test_a_language_model_that_tuning_makes_worse_is_kept_as_it_is(tmp_path: Path) -> None:
+    folder, asked = tiny.ours(tmp_path / "m"), examples(8, 1)
+    coin = FinetuneSpec(head="lm", learning_rate=1e-2, check_every=1)
+    even = finetune(folder, examples(64, 5, coins=True), replace(coin, steps=60))  # nothing of a coin is left to learn
+    for part in (even.model, even.tokenizer):
+        part.save_pretrained(tmp_path / "even")
+    tuned = finetune(tmp_path / "even", examples(16, 3, coins=True), replace(coin, learning_rate=0.1))
+    assert tuned.steps == 0
+    assert np.array(tuned.logprobs(asked)) == pytest.approx(np.array(even.logprobs(asked)), abs=1e-5)
+
+
+def test_a_head_that_learns_alone_learns_faster() -> None:
+    assert FinetuneSpec(method="frozen").peak_lr == 1e-2 and FinetuneSpec().peak_lr == 1e-3
+    assert FinetuneSpec(method="frozen", learning_rate=0.5).peak_lr == 0.5
 
 
 def test_no_example_validates_what_it_trains_and_rare_labels_are_all_learned_from() -> None:

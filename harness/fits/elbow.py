@@ -54,7 +54,7 @@ class _Points:
 
     def __init__(self, sizes: Any, accuracy: Any, runs: Any, chance: float, item_se: Any, examples: Any) -> None:
         x, y, m = np.log10(np.asarray(sizes, float)), np.asarray(accuracy, float) - chance, np.asarray(examples, float)
-        known = np.isfinite(x) & np.isfinite(y)
+        known = np.isfinite(x) & np.isfinite(y) & np.isfinite(m)
         x, y, m = x[known], y[known], np.log2(1 + m[known])
         self.run, names = pd.factorize(np.asarray(runs)[known])
         self.n_runs = len(names)
