@@ -306,6 +306,8 @@ def _print_jobs(found: Plan, *, as_json: bool) -> None:
         for n in make_graph(found)
     ]
     state, why = analysis_state(found.folder) if (found.folder / "spec.json").exists() else ("missing", "")
+    if state == "done" and any(row["state"] in ("missing", "stale") for row in rows):
+        state, why = "stale", "follows the jobs above"
     rows.append({"job": "analyse and report", "state": state, "cpu_seconds": 0, "why": why})
     print_table(pd.DataFrame(rows), as_json=as_json)
 

@@ -187,7 +187,7 @@ class Cell:
         k, c = self.constants, self.curve
         decades, wants = float(np.ptp(c.s)), []
         if len(c.s) < k.min_sizes:
-            wants.append(f"{len(c.s)} sizes, needs {k.min_sizes:g}")
+            wants.append(f"{len(c.s)} size{'s' * (len(c.s) != 1)}, needs {k.min_sizes:g}")
         if decades < k.min_decades - 1e-9:
             wants.append(f"{decades:.2f} {self.unit}, needs {k.min_decades:.3g}")
         if np.median(c.n_seeds) < k.min_seeds and k.declared_seed_sd is None:

@@ -124,7 +124,7 @@ def _judge(
         return "emergent_sharp", _text(f"{at_floor}; {width}, all below {sharp_width:.3g}.", about, groups)
     if shape == "sharp":
         return "inconclusive", (
-            f"A narrow rise ({width}), but the smallest sizes are not shown to stay at {start}: {ends}. "
+            f"A narrow rise ({width}), but the two smallest sizes are not shown to be at {start}: {ends}. "
             "Smaller sizes or more documents would show the floor."
         )
     if shape == "smooth":

@@ -202,7 +202,10 @@ def test_the_section_says_what_is_reached_and_what_is_foretold(tmp_path: Path) -
     at_ends = scores[scores["task"].eq("mood-tuned-full") & scores["level"].eq("examples=511")]
     ends = [at_ends.loc[at_ends["n_params_non_embedding"].eq(size), "value"].mean() for size in (SIZES[0], SIZES[-1])]
     assert f"after 511 examples, from 1e+03 to 1e+07: full {ends[0]:.2f} to {ends[1]:.2f}; scratch 0.5" in reached
-    assert told.startswith("mood: emergence without tuning, foretold from the elbows: ") and "seen without" in told
+    assert (
+        told.startswith("mood: emergence without tuning, foretold from the curves of all ")
+        and "(the intervals meet)" in told
+    )
     rows = tuning_facts(page)["rows"]
     assert len(rows) == len(page.elbows) == 2 * (len(EXAMPLES) + 1) + 1
     (drawn,) = tuning_figures(page, tmp_path)

@@ -26,6 +26,7 @@ _ELBOW_STEP = 0.1  # of the grid where a fit starts, decades
 _SHIFTS = np.linspace(-1.5, 0.3, 37)  # decades for each doubling
 _SLOPES = np.geomspace(0.02, 8.0, 31)  # accuracy for each decade
 _POLISH = 30  # steps of least squares from there
+_SINGLE = 201  # elbows in the profile of one curve
 _DRAWS = 200
 _LEAST_ERROR = 0.005  # of one accuracy: where all documents are right or wrong, no error is seen
 _LEVELS = 3.0  # by so many errors squared a level has to bring the curves nearer
@@ -37,7 +38,7 @@ class ElbowFit:
     """log10 of the size at which accuracy leaves chance; NaN where it is not told, and `reason` says why.
 
     Of several numbers of examples: the elbow at none. `shift`: decades for each doubling of examples (NaN for one
-    curve). Intervals are 95 %; those of the elbow are NaN where too many redrawn curves show none."""
+    curve). Intervals are 95 %; those of the elbow are NaN where a rise from the smallest size on fits as well."""
 
     elbow: float = math.nan
     lo: float = math.nan
@@ -87,28 +88,42 @@ def fit_elbow(
 ) -> ElbowFit:
     """Fit the law to accuracies (points,) of `runs` at `sizes`, after tuning on `examples` (one curve where None).
 
-    Least squares, from the best of a grid on. Intervals: refitted to curves whose residuals changed sign, those of a
-    run together (a wild cluster bootstrap), as all that is asked of a run shares its weights. `item_se`: standard
-    errors over documents."""
+    Least squares, from the best of a grid on. The interval of one curve holds the elbows that fit not much worse (its
+    profile, F test); that of several is refitted to curves whose residuals changed sign, those of a run together (a
+    wild cluster bootstrap), as all that is asked of a run shares its weights. `item_se`: errors over documents."""
     sizes = np.asarray(sizes, float)
     several = examples is not None
     item_se, examples = np.broadcast_to(item_se, sizes.shape), examples if several else np.zeros(sizes.shape)
     p = _Points(sizes, accuracy, runs, chance, item_se, examples)
     if refused := _refusal(p, several):
         return ElbowFit(reason=refused)
-    low, high = p.x.min(), p.x.max()
     outside = (_BELOW, _ABOVE) if several else (0.0, 0.0)
-    law = _Law(p, (low - outside[0], high + outside[1]), _SHIFTS if several else np.zeros(1), 1 - chance)
-    best = law.fit(p.mean[:, None])
-    level = law.with_level()
-    to_level = level.fit(p.mean[:, None])
-    if law.loss(best, p.mean[:, None])[0] - level.loss(to_level, p.mean[:, None])[0] > (_LEVELS * p.noise) ** 2:
-        law, best = level, to_level
-    elbow, shift, slope = (float(value) for value in best[:3, 0])
-    if not several and elbow <= low:
+    ends = (p.x.min() - outside[0], p.x.max() + outside[1])
+    straight = _Law(p, ends, _SHIFTS if several else np.zeros(1), 1 - chance)
+    level = straight.with_level()
+    fits = [(law, law.fit(p.mean[:, None])) for law in (straight, level)]
+    losses = [float(law.loss(fit, p.mean[:, None])[0]) for law, fit in fits]
+    law, best = fits[losses[0] - losses[1] > (_LEVELS * p.noise) ** 2]
+    return _law_of_all(p, law, best, seed) if several else _one_curve(p, level, best, min(losses))
+
+
+def _one_curve(p: _Points, law: _Law, best: np.ndarray, least: float) -> ElbowFit:
+    elbow, slope = float(best[0, 0]), float(best[2, 0])
+    if elbow <= law.ends[0]:
         return ElbowFit(reason="accuracy rises from the smallest size on: the elbow is there or below")
+    elbows = np.linspace(*law.ends, _SINGLE)
+    freedom = max(1, p.n_runs - len(p.x))
+    as_good = law.profile(p.mean, elbows) - least <= p.noise**2 * stats.f.ppf(LEVEL, 1, freedom)
+    if as_good[0]:
+        return ElbowFit(elbow=elbow, slope=slope, reason="a rise from the smallest size on fits as well: no interval")
+    within = np.append(elbows[as_good], elbow)
+    return ElbowFit(elbow=elbow, lo=float(within.min()), hi=float(within.max()), slope=slope)
+
+
+def _law_of_all(p: _Points, law: _Law, best: np.ndarray, seed: int) -> ElbowFit:
+    elbow, shift, slope = (float(value) for value in best[:3, 0])
     fitted = law.at(best)[:, 0]
-    if several and math.sqrt(np.mean((p.mean - fitted) ** 2)) > _MISFIT * p.error:
+    if math.sqrt(np.mean((p.mean - fitted) ** 2)) > _MISFIT * p.error:
         return ElbowFit(shift=shift, slope=slope, reason="no one slope and shift fit these curves")
     freedom = max(1, p.n_runs - len(law.free))
     # As wide as t is wider than a normal, for as few runs.
@@ -117,19 +132,13 @@ def fit_elbow(
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(p.n_runs, _DRAWS))
     elbows, shifts, *_ = law.fit(p.means(fitted[p.place][:, None] + left[:, None] * signs[p.run]))
     (lo, hi), (shift_lo, shift_hi) = _interval(elbows), _interval(shifts)
-    found: dict[str, Any] = {"elbow": elbow, "slope": slope}
-    if not several:
-        none = int((elbows <= low).sum())
-        if none > (1 - LEVEL) * _DRAWS:
-            return ElbowFit(**found, reason=f"{none} of {_DRAWS} redrawn curves show no elbow: no interval")
-        return ElbowFit(**found, lo=lo, hi=hi)
     moves: dict[str, Any] = {"shift": shift, "shift_lo": shift_lo, "shift_hi": shift_hi}
     if shift_hi >= 0:
         return ElbowFit(**moves, reason="more examples do not move the elbow to smaller sizes for sure")
     if lo <= law.ends[0] or hi >= law.ends[1]:
         side = f"above {10**lo:.2g}" if hi >= law.ends[1] else f"below {10**hi:.2g}"
         return ElbowFit(**moves, reason=f"too far from these sizes to be told: {side} parameters")
-    return ElbowFit(**found, lo=lo, hi=hi, **moves)
+    return ElbowFit(elbow=elbow, lo=lo, hi=hi, slope=slope, **moves)
 
 
 def _refusal(p: _Points, several: bool) -> str:
@@ -179,24 +188,33 @@ class _Law:
     def loss(self, law: np.ndarray, means: np.ndarray) -> np.ndarray:
         return self.points.count @ (self.at(law) - means) ** 2
 
+    def profile(self, mean: np.ndarray, elbows: np.ndarray) -> np.ndarray:
+        """Return the least loss of one curve `mean` (places,) with each of these elbows (B,)."""
+        means = np.repeat(mean[:, None], len(elbows), axis=1)
+        starts = np.stack([elbows, 0 * elbows, 0 * elbows, np.full(len(elbows), self.top)])
+        tried = [np.stack([*starts[:2], np.full(len(elbows), slope), starts[3]]) for slope in _SLOPES]
+        best = np.argmin([self.loss(law, means) for law in tried], axis=0)
+        starts[2] = _SLOPES[best]
+        return self.loss(self._polished(starts, means, [i for i in self.free if i]), means)
+
     def fit(self, means: np.ndarray) -> np.ndarray:
         """Return the law (4, B) nearest to each column of `means` (places, B), by least squares."""
-        law = self._start(means)
+        return self._polished(self._start(means), means, self.free)
+
+    def _polished(self, law: np.ndarray, means: np.ndarray, free: list[int]) -> np.ndarray:
         loss, damp = self.loss(law, means), np.full(means.shape[1], 1e-3)
         for _ in range(_POLISH):  # Levenberg and Marquardt's, for all columns at once
             beyond, now = self.beyond(law[0], law[1]), self.at(law)
             level = law[2] * beyond >= law[3]
             rising = (beyond > 0) & ~level
-            by = np.stack([-law[2] * rising, -law[2] * rising * self.points.m[:, None], beyond * rising, level])[
-                self.free
-            ]
+            by = np.stack([-law[2] * rising, -law[2] * rising * self.points.m[:, None], beyond * rising, level])[free]
             weighted = by * self.points.count[:, None]
             matrix = np.einsum("ipb,jpb->bij", weighted, by)
             scale = np.einsum("bii->bi", matrix)
-            matrix += np.eye(len(self.free)) * (damp[:, None] * scale + 1e-9)[:, None, :]
+            matrix += np.eye(len(free)) * (damp[:, None] * scale + 1e-9)[:, None, :]
             step = np.linalg.solve(matrix, np.einsum("ipb,pb->bi", weighted, means - now)[:, :, None])[:, :, 0]
             tried = law.copy()
-            tried[self.free] += step.T
+            tried[free] += step.T
             tried[0] = tried[0].clip(*self.ends)
             tried[2] = tried[2].clip(_SLOPES[0], _SLOPES[-1])
             tried[3] = tried[3].clip(self.top / 2, 2 * self.top)

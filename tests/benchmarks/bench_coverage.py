@@ -1,6 +1,6 @@
 """How often do the 95 % intervals of the fits hold the truth? Draws data sets from known laws, fits them, and counts.
 
-    python tests/benchmarks/bench_coverage.py [--datasets 500] [--only power_law,chinchilla,optimal,logistic]
+    python tests/benchmarks/bench_coverage.py [--datasets 500] [--only power_law,chinchilla,optimal,logistic,elbow]
 
 Prints a Markdown table and writes reports/benchmarks/coverage.json; all of it takes ten minutes of one core. A row is
 one quantity in one design; "kept" is the number of data sets whose fit took the form they were drawn from and on which
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness.fits import LN81, fit_power_law
+from harness.fits import LN81, fit_elbow, fit_power_law
 from harness.fits.chinchilla import fit_chinchilla
 from harness.fits.fit import percentiles
 from harness.fits.logistic import fit_logistic
@@ -145,6 +145,32 @@ def logistic_counts(
     return counts
 
 
+def elbow_counts(rng: np.random.Generator, datasets: int, truth: Truth, sizes: int, numbers: tuple[int, ...]) -> Counts:
+    """Cover of the elbow at no examples and of its shift, and of the elbow of one curve, the third.
+
+    Sizes over 0.4 decades each from 10^3.2 on, three runs a size. Two errors of 0.03: of a run, which all of its
+    accuracies above chance share, and of each accuracy."""
+    log_size = np.repeat(3.2 + 0.4 * np.arange(sizes), 3 * len(numbers))
+    run = np.repeat(np.arange(3 * sizes), len(numbers))
+    n = np.tile(numbers, 3 * sizes)
+    beyond = np.maximum(0, log_size - truth["elbow"] - truth["shift"] * np.log2(1 + n))
+    rise = np.minimum(truth["top"] - 0.5, truth["slope"] * beyond)
+    one = n == numbers[2]
+    counts: Counts = defaultdict(list)
+    for _ in range(datasets):
+        own, each = 0.03 * rng.standard_normal(3 * sizes), 0.03 * rng.standard_normal(len(n))
+        accuracy = 0.5 + rise + own[run] * (rise > 0) + each
+        law = fit_elbow(10**log_size, accuracy, run, chance=0.5, item_se=0.03, examples=n)
+        if not law.reason:
+            counts["elbow"].append(inside((law.lo, law.hi), truth["elbow"]))
+            counts["shift"].append(inside((law.shift_lo, law.shift_hi), truth["shift"]))
+        single = fit_elbow(10 ** log_size[one], accuracy[one], run[one], chance=0.5, item_se=0.03)
+        if not math.isnan(single.lo):
+            at = truth["elbow"] + truth["shift"] * math.log2(1 + numbers[2])
+            counts["one curve"].append(inside((single.lo, single.hi), at))
+    return counts
+
+
 def chinchilla_loss(truth: Truth, n: Any, d: Any) -> Any:
     return truth["E"] + truth["A"] * n ** -truth["alpha"] + truth["B"] * d ** -truth["beta"]
 
@@ -206,6 +232,17 @@ def designs() -> Iterable[tuple[str, str, Callable[[np.random.Generator, int], C
         name = f"w {width}, {sizes} sizes x {seeds}, {documents} documents"
         yield "bounded logistic", name, _logistic(width, sizes, seeds, documents)
 
+    for elbow, shift, slope, top in (
+        (5.0, -0.15, 0.2, 1.0),
+        (5.0, -0.1, 0.5, 0.9),
+        (5.5, -0.3, 0.1, 1.0),
+        (6.5, -0.3, 0.1, 1.0),
+    ):
+        truth = {"elbow": elbow, "shift": shift, "slope": slope, "top": top}
+        for numbers in ((8, 16, 32, 64, 128), (16, 64, 256)):
+            name = f"elbow {elbow}, shift {shift}, slope {slope}, up to {top}, 7 sizes x 3, {len(numbers)} numbers"
+            yield "elbow", name, _elbow(truth, 7, numbers)
+
 
 def _power(truth: Truth, design: tuple[int, int], sd: float, kind: str) -> Callable[..., Counts]:
     return lambda rng, k: power_law_counts(rng, k, truth, design, sd, kind)
@@ -227,8 +264,12 @@ def _logistic(width: float, sizes: int, seeds: int, documents: int) -> Callable[
     return lambda rng, k: logistic_counts(rng, k, width, sizes, seeds, documents, 0.02)
 
 
+def _elbow(truth: Truth, sizes: int, numbers: tuple[int, ...]) -> Callable[..., Counts]:
+    return lambda rng, k: elbow_counts(rng, k, truth, sizes, numbers)
+
+
 GROUPS = {"power_law": ("power law", "power law, floor"), "chinchilla": ("Chinchilla",)}
-GROUPS |= {"optimal": ("isoFLOP", "envelope"), "logistic": ("bounded logistic",)}
+GROUPS |= {"optimal": ("isoFLOP", "envelope"), "logistic": ("bounded logistic",), "elbow": ("elbow",)}
 
 
 def marked(share: float) -> str:
