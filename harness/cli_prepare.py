@@ -78,7 +78,7 @@ def prepare(
     for reason in report["unreadable"].values():
         print(f"left out whole: {reason}", file=sys.stderr)
     if report["other_files"]:
-        kinds = ", ".join(f"{n} {kind}" for kind, n in report["other_files"].items())
+        kinds = ", ".join(f"{n} {kind}" for kind, n in list(report["other_files"].items())[:8])
         print(f"not read, of other kinds: {kinds}", file=sys.stderr)
     if as_json:
         print(json.dumps(report, indent=2, ensure_ascii=False))

@@ -113,9 +113,13 @@ def find_inputs(inputs: Sequence[str]) -> list[Path]:
 
 def _other_kinds(inputs: Sequence[str]) -> dict[str, int]:
     """How many files of the folders given are of no kind that is read, by ending."""
-    files = (p for given in inputs if Path(given).is_dir() for p in Path(given).rglob("*") if p.is_file())
-    endings = Counter(p.suffix.lower() or p.name for p in files if not _kind(p) and not p.name.startswith("."))
-    return dict(sorted(endings.items()))
+    folders = [Path(given) for given in inputs if Path(given).is_dir()]
+    files = (p for folder in folders for p in folder.rglob("*") if p.is_file() and not _hidden(p.relative_to(folder)))
+    return dict(Counter(p.suffix.lower() or "without ending" for p in files if not _kind(p)).most_common())
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _kind(path: Path) -> str | None:

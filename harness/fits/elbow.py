@@ -37,8 +37,9 @@ _MISFIT = 3.0  # residuals of means, in their standard errors, from which on the
 class ElbowFit:
     """log10 of the size at which accuracy leaves chance; NaN where it is not told, and `reason` says why.
 
-    Of several numbers of examples: the elbow at none. `shift`: decades for each doubling of examples (NaN for one
-    curve). Intervals are 95 %; those of the elbow are NaN where a rise from the smallest size on fits as well."""
+    Of several numbers of examples: the elbow at none, if slope and level are the same after all of them. `shift`:
+    decades for each doubling of examples (NaN for one curve). Intervals are 95 %; those of the elbow are NaN where a
+    rise from the smallest size on fits as well."""
 
     elbow: float = math.nan
     lo: float = math.nan
@@ -54,7 +55,8 @@ class _Points:
     """Accuracies above chance of runs at (size, examples), and their means at each such place."""
 
     def __init__(self, sizes: Any, accuracy: Any, runs: Any, chance: float, item_se: Any, examples: Any) -> None:
-        x, y, m = np.log10(np.asarray(sizes, float)), np.asarray(accuracy, float) - chance, np.asarray(examples, float)
+        x, y = np.log10(np.asarray(sizes, float)), np.asarray(accuracy, float) - chance
+        m, error = (np.broadcast_to(np.asarray(values, float), x.shape) for values in (examples, item_se))
         known = np.isfinite(x) & np.isfinite(y) & np.isfinite(m)
         x, y, m = x[known], y[known], np.log2(1 + m[known])
         self.run, names = pd.factorize(np.asarray(runs)[known])
@@ -68,12 +70,13 @@ class _Points:
         if not len(x):
             return
         spread = [y[self.place == i].var(ddof=1) for i in np.flatnonzero(self.count > 1)]
-        item = float(np.mean(np.asarray(item_se, float)[known] ** 2))
+        errors = error[known][np.isfinite(error[known])]
+        item = float(np.mean(errors**2)) if len(errors) else math.nan
         # Seeds differ by more than their documents do, but a single one, or a few by luck, do not show it.
         self.noise = math.sqrt(np.nanmax([item, np.mean(spread) if spread else math.nan, _LEAST_ERROR**2]))
         self.error = self.noise / math.sqrt(self.count.mean())
         # A shortcut counts as chance: models that do not know it yet stand below, which is no less than no ability.
-        self.y = np.where(y < -2 * self.noise, 0.0, y)
+        self.y = y - np.minimum(0, self.means(y[:, None])[:, 0])[self.place]
         self.mean = self.means(self.y[:, None])[:, 0]
 
     def means(self, values: np.ndarray) -> np.ndarray:
@@ -91,10 +94,10 @@ def fit_elbow(
     Least squares, from the best of a grid on. The interval of one curve holds the elbows that fit not much worse (its
     profile, F test); that of several is refitted to curves whose residuals changed sign, those of a run together (a
     wild cluster bootstrap), as all that is asked of a run shares its weights. `item_se`: errors over documents."""
-    sizes = np.asarray(sizes, float)
+    if math.isnan(chance):
+        return ElbowFit(reason="it has no chance level to leave")
     several = examples is not None
-    item_se, examples = np.broadcast_to(item_se, sizes.shape), examples if several else np.zeros(sizes.shape)
-    p = _Points(sizes, accuracy, runs, chance, item_se, examples)
+    p = _Points(sizes, accuracy, runs, chance, item_se, examples if several else 0)
     if refused := _refusal(p, several):
         return ElbowFit(reason=refused)
     outside = (_BELOW, _ABOVE) if several else (0.0, 0.0)
@@ -125,6 +128,8 @@ def _law_of_all(p: _Points, law: _Law, best: np.ndarray, seed: int) -> ElbowFit:
     fitted = law.at(best)[:, 0]
     if math.sqrt(np.mean((p.mean - fitted) ** 2)) > _MISFIT * p.error:
         return ElbowFit(shift=shift, slope=slope, reason="no one slope and shift fit these curves")
+    if _one_elbow_does(p, law, best):
+        return ElbowFit(shift=shift, slope=slope, reason="one elbow fits as well, with a rise that grows with examples")
     freedom = max(1, p.n_runs - len(law.free))
     # As wide as t is wider than a normal, for as few runs.
     wider = float(stats.t.ppf((1 + LEVEL) / 2, freedom) / stats.norm.ppf((1 + LEVEL) / 2))
@@ -135,10 +140,28 @@ def _law_of_all(p: _Points, law: _Law, best: np.ndarray, seed: int) -> ElbowFit:
     moves: dict[str, Any] = {"shift": shift, "shift_lo": shift_lo, "shift_hi": shift_hi}
     if shift_hi >= 0:
         return ElbowFit(**moves, reason="more examples do not move the elbow to smaller sizes for sure")
-    if lo <= law.ends[0] or hi >= law.ends[1]:
-        side = f"above {10**lo:.2g}" if hi >= law.ends[1] else f"below {10**hi:.2g}"
-        return ElbowFit(**moves, reason=f"too far from these sizes to be told: {side} parameters")
+    open_below, open_above = lo <= law.ends[0], hi >= law.ends[1]
+    if open_below or open_above:
+        side = f"above {10**lo:,.0f}" if not open_below else f"below {10**hi:,.0f}" if not open_above else "anywhere"
+        return ElbowFit(
+            **moves, reason=f"only one side is told: {side} parameters" if side != "anywhere" else "not told"
+        )
     return ElbowFit(elbow=elbow, lo=lo, hi=hi, slope=slope, **moves)
+
+
+def _one_elbow_does(p: _Points, law: _Law, best: np.ndarray) -> bool:
+    """Whether one elbow and a rise that grows with examples, as many parameters, fit about as well.
+
+    More examples may raise accuracy where it has left chance already, which is no shift of where it does."""
+    most = float(p.mean.max())
+    tried = np.linspace(*law.ends, 80), _SLOPES, most * np.linspace(0.1, 1, 19)
+    elbow, slope, level = (axis.ravel() for axis in np.meshgrid(*tried))
+    rise = np.minimum(level[:, None], slope[:, None] * np.maximum(0, p.x - elbow[:, None]))
+    least = math.inf
+    for growth in np.geomspace(0.01, 3, 25):  # of the rise, for each doubling
+        left = rise * (1 + growth * p.m) - p.mean
+        least = min(least, float((left**2 @ p.count).min()))
+    return least - float(law.loss(best, p.mean[:, None])[0]) < (_LEVELS * p.noise) ** 2
 
 
 def _refusal(p: _Points, several: bool) -> str:
@@ -150,14 +173,14 @@ def _refusal(p: _Points, several: bool) -> str:
     smallest, largest = p.mean[p.x == p.x.min()], p.mean[p.x == p.x.max()]
     if not several:
         if largest[0] < 3 * p.error:
-            return "the largest size is at chance: the elbow is above all sizes"
+            return "the largest size is not surely above chance: no elbow is told"
         if smallest[0] > 3 * p.error:
             return "the smallest size is above chance: the elbow is below all sizes"
         return ""
     if (n := len(np.unique(p.m))) < MIN_EXAMPLES:
         return f"{n} numbers of examples, a law needs {MIN_EXAMPLES}"
     if largest.max() < 3 * p.error:
-        return "the largest size is at chance after any number of examples"
+        return "the largest size is not surely above chance after any number of examples"
     if smallest.min() > 3 * p.error:
         return "the smallest size is above chance after any number of examples"
     return ""

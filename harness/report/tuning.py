@@ -63,16 +63,8 @@ def _foretold(elbows: pd.DataFrame) -> list[str]:
         without = _elbow(seen[0]) if seen and known(seen[0]["elbow"]) else seen[0]["note"] if seen else ""
         text = f"{row['task']}: emergence without tuning, foretold from the curves of all numbers of examples: "
         text += _elbow(row) + " parameters" if known(row["elbow"]) else f"inconclusive ({row['note']})"
-        said.append(text + (f"; seen without tuning: {without}{_held_against(row, seen)}." if without else "."))
+        said.append(text + (f"; seen without tuning: {without}." if without else "."))
     return said
-
-
-def _held_against(told: dict[str, Any], seen: list[dict[str, Any]]) -> str:
-    """Say whether the two intervals meet, where there are two."""
-    if not seen or not all(known(row[name]) for row in (told, seen[0]) for name in ("lo", "hi")):
-        return ""
-    meet = number(told["lo"]) <= number(seen[0]["hi"]) and number(seen[0]["lo"]) <= number(told["hi"])
-    return " (the intervals meet)" if meet else " (the intervals do not meet: the law does not hold here)"
 
 
 def _elbow(row: dict[str, Any]) -> str:
