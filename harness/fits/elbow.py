@@ -154,11 +154,11 @@ def _one_elbow_does(p: _Points, law: _Law, best: np.ndarray) -> bool:
 
     More examples may raise accuracy where it has left chance already, which is no shift of where it does."""
     most = float(p.mean.max())
-    tried = np.linspace(*law.ends, 80), _SLOPES, most * np.linspace(0.1, 1, 19)
+    tried = np.linspace(*law.ends, 60), _SLOPES, most * np.linspace(0.1, 1, 10)
     elbow, slope, level = (axis.ravel() for axis in np.meshgrid(*tried))
     rise = np.minimum(level[:, None], slope[:, None] * np.maximum(0, p.x - elbow[:, None]))
     least = math.inf
-    for growth in np.geomspace(0.01, 3, 25):  # of the rise, for each doubling
+    for growth in np.geomspace(0.01, 3, 15):  # of the rise, for each doubling
         left = rise * (1 + growth * p.m) - p.mean
         least = min(least, float((left**2 @ p.count).min()))
     return least - float(law.loss(best, p.mean[:, None])[0]) < (_LEVELS * p.noise) ** 2
