@@ -21,6 +21,7 @@ from scipy import stats
 LEVEL = 0.95
 MIN_SIZES = 4  # three parameters, and one point to hold them against
 MIN_EXAMPLES = 3  # numbers of examples: a line through two is no test of one
+_MIN_INSIDE = 2  # elbows among the sizes; the others are told by slope and level alone
 _BELOW, _ABOVE = 1.0, 2.0  # decades outside the sizes in which an elbow at no examples is looked for
 _ELBOW_STEP = 0.1  # of the grid where a fit starts, decades
 _SHIFTS = np.linspace(-1.5, 0.3, 37)  # decades for each doubling
@@ -128,6 +129,9 @@ def _law_of_all(p: _Points, law: _Law, best: np.ndarray, seed: int) -> ElbowFit:
     fitted = law.at(best)[:, 0]
     if math.sqrt(np.mean((p.mean - fitted) ** 2)) > _MISFIT * p.error:
         return ElbowFit(shift=shift, slope=slope, reason="no one slope and shift fit these curves")
+    elbows_of = elbow + shift * np.unique(p.m)
+    if ((elbows_of > p.x.min()) & (elbows_of < p.x.max())).sum() < _MIN_INSIDE:
+        return ElbowFit(shift=shift, slope=slope, reason="hardly an elbow lies among the sizes: nothing shows it move")
     if _one_elbow_does(p, law, best):
         return ElbowFit(shift=shift, slope=slope, reason="one elbow fits as well, with a rise that grows with examples")
     freedom = max(1, p.n_runs - len(law.free))
@@ -153,14 +157,12 @@ def _one_elbow_does(p: _Points, law: _Law, best: np.ndarray) -> bool:
     """Whether one elbow and a rise that grows with examples, as many parameters, fit about as well.
 
     More examples may raise accuracy where it has left chance already, which is no shift of where it does."""
-    most = float(p.mean.max())
-    tried = np.linspace(*law.ends, 60), _SLOPES, most * np.linspace(0.1, 1, 10)
-    elbow, slope, level = (axis.ravel() for axis in np.meshgrid(*tried))
-    rise = np.minimum(level[:, None], slope[:, None] * np.maximum(0, p.x - elbow[:, None]))
     least = math.inf
-    for growth in np.geomspace(0.01, 3, 15):  # of the rise, for each doubling
-        left = rise * (1 + growth * p.m) - p.mean
-        least = min(least, float((left**2 @ p.count).min()))
+    for growth in (0.0, *np.geomspace(0.01, 3, 20)):  # of the rise, for each doubling
+        height, same = 1 + growth * p.m, copy.copy(p)
+        same.m, same.mean, same.count = 0 * p.m, p.mean / height, p.count * height**2  # the same loss, without growth
+        one = _Law(same, law.ends, np.zeros(1), 1.0).with_level()
+        least = min(least, float(one.loss(one.fit(same.mean[:, None]), same.mean[:, None])[0]))
     return least - float(law.loss(best, p.mean[:, None])[0]) < (_LEVELS * p.noise) ** 2
 
 
