@@ -78,8 +78,8 @@ def prepare(
     for reason in report["unreadable"].values():
         print(f"left out whole: {reason}", file=sys.stderr)
     if report["other_files"]:
-        kinds = ", ".join(f"{n} {kind}" for kind, n in list(report["other_files"].items())[:8])
-        print(f"not read, of other kinds: {kinds}", file=sys.stderr)
+        kinds = [f"{n} {kind}" for kind, n in report["other_files"].items()]
+        print(f"not read, of other kinds: {', '.join(kinds[:8])}{', ...' if kinds[8:] else ''}", file=sys.stderr)
     if as_json:
         print(json.dumps(report, indent=2, ensure_ascii=False))
         return

@@ -362,10 +362,6 @@ def resolve(
         for name in names:
             if name in held_out:
                 found += filter(None, [held_out[name]])
-            elif name in texts:
-                errors.append(
-                    f"{place}.{name}: is a text, no task; what is held out of it is asked as '{name}_held_out'"
-                )
             else:
                 found += attempt(f"{place}.{name}", lambda name=name: _load_named(name, folder, held_out)) or []
         return found
@@ -510,6 +506,8 @@ def _load_mixed(name: str, folder: Path, texts: Iterable[str]) -> Task:
 
 
 def _load_named(name: str, folder: Path, held_out: Iterable[str]) -> list[Task]:
+    if (asked := f"{name}_held_out") in held_out:
+        raise InputError(f"is a text, no task; what is held out of it is asked as {asked!r}")
     _refuse_misspelt(name, held_out, "held-out text")
     return load_tasks([_located(name, folder)])
 

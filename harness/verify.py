@@ -235,10 +235,10 @@ def _answers(folder: Path, stored: dict[str, Any]) -> Iterator[Finding]:
     asked: dict[tuple[str, int], dict[str, None]] = {}
     for row in table.filter(pc.is_valid(table["value"])).group_by(["run_id", "step", "task"]).aggregate([]).to_pylist():
         asked.setdefault((row["run_id"], row["step"]), {})[row["task"]] = None
-    torn = {file.parent for file, _ in packed_files(folder) if not _names(file)}
+    torn = {file.parents[1] for file, _ in packed_files(folder) if not _names(file)}
     for (run_id, step), tasks in asked.items():
         place = samples_folder(folder, run_id, step)
-        if place.parent / "packed" in torn:
+        if place.parent in torn:
             continue
         names = parts_in(place) | {path.name for path in place.glob("*.parquet")}  # a damaged one is named elsewhere
         there = {name.rpartition("-")[0] for name in names}
@@ -290,10 +290,9 @@ def _torn(path: Path, *, deep: bool) -> str:
         if (path / "state.pt").exists():
             zipfile.ZipFile(path / "state.pt").close()
         return _torn_inside(path, record) if deep else ""
-    except FileNotFoundError:
-        names = ("meta.json", "config.json", "tokenizer.json", "model.safetensors")
-        lost = [name for name in names if not (path / name).exists()]
-        return f"{', '.join(lost)} is missing" if lost and path.exists() else ""  # pruned at this moment
+    except FileNotFoundError as error:
+        lost = Path(str(error.filename or "model.safetensors")).name  # safetensors does not say which
+        return f"{lost} is missing" if path.exists() else ""  # else pruned at this moment
     except (OSError, ValueError, KeyError, TypeError, SafetensorError, zipfile.BadZipFile) as error:
         return f"cannot be read: {_line(error)}"
 

@@ -380,6 +380,11 @@ def test_a_mixture_of_tasks_alone_is_written_as_before(spec: Path) -> None:
         (('"a.txt"', '"x.txt"'), "corpus.texts.tale: no file matches 'x.txt' in "),
         (("tale = 0.7", "tail = 0.7"), "corpus.mixture.tail: no task and no text source is named 'tail', did you mean"),
         (("documents = 20", 'tasks = ["tail_held_out"]'), "no held-out text is named 'tail_held_out', did you mean"),
+        (
+            ("documents = 20", 'tasks = ["tale"]'),
+            "evaluate.tasks.tale: is a text, no task; what is held out of it is asked",
+        ),
+        (("[evaluate]", '[finetune]\ntasks = ["tale"]\n[evaluate]'), "finetune.tasks.tale: is a text, no task"),
         (("held_out = 0.1", 'split = "test"'), "config and split choose a part of a data set"),
         (("tale = 0.7", ""), "corpus.texts.tale: is not in corpus.mixture; give it a share there"),
         (("tale = 0.7", "tale = 0"), "share above 0"),

@@ -68,6 +68,7 @@ def test_too_few_sizes_or_numbers_of_examples_show_no_elbow() -> None:
     assert "3 sizes" in fitted(curve(4.0)[:3]).reason
     assert "2 numbers of examples" in law(6.0, -0.2, examples=(7, 31)).reason
     assert fit_elbow([], [], [], chance=0.5).reason == "nothing was asked"
+    assert fit_elbow([], [], [], chance=math.nan).reason == "nothing was asked"  # of no rows there is no mean chance
 
 
 def law(
@@ -107,7 +108,7 @@ def test_curves_that_have_left_chance_at_no_size_or_at_every_one_count_as_well()
 
 
 def test_an_interval_covers_the_truth_about_as_often_as_it_says() -> None:
-    """About 93 % where it was drawn more often; here so rarely that only a gross error shows."""
+    """About nine in ten where it was drawn more often; here so rarely that only a gross error shows."""
     found = [law(6.0, -0.2, noise=0.02, seed=seed) for seed in range(12)]
     assert all(fit.reason == "" for fit in found)
     assert sum(fit.lo <= 6.0 <= fit.hi for fit in found) >= 9

@@ -18,6 +18,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from harness.fits.fit import percentiles
+
 LEVEL = 0.95
 MIN_SIZES = 4  # three parameters, and one point to hold them against
 MIN_EXAMPLES = 3  # numbers of examples: a line through two is no test of one
@@ -30,7 +32,7 @@ _POLISH = 30  # steps of least squares from there
 _SINGLE = 201  # elbows in the profile of one curve
 _DRAWS = 200
 _LEAST_ERROR = 0.005  # of one accuracy: where all documents are right or wrong, no error is seen
-_LEVELS = 3.0  # by so many errors squared a level has to bring the curves nearer
+_BETTER = 3.0  # errors: by the square of so many a form has to bring the curves nearer to be preferred
 _MISFIT = 3.0  # residuals of means, in their standard errors, from which on the law does not describe the curves
 
 
@@ -95,7 +97,7 @@ def fit_elbow(
     Least squares, from the best of a grid on. The interval of one curve holds the elbows that fit not much worse (its
     profile, F test); that of several is refitted to curves whose residuals changed sign, those of a run together (a
     wild cluster bootstrap), as all that is asked of a run shares its weights. `item_se`: errors over documents."""
-    if math.isnan(chance):
+    if math.isnan(chance) and np.size(sizes):
         return ElbowFit(reason="it has no chance level to leave")
     several = examples is not None
     p = _Points(sizes, accuracy, runs, chance, item_se, examples if several else 0)
@@ -107,7 +109,7 @@ def fit_elbow(
     level = straight.with_level()
     fits = [(law, law.fit(p.mean[:, None])) for law in (straight, level)]
     losses = [float(law.loss(fit, p.mean[:, None])[0]) for law, fit in fits]
-    law, best = fits[losses[0] - losses[1] > (_LEVELS * p.noise) ** 2]
+    law, best = fits[losses[0] - losses[1] > (_BETTER * p.noise) ** 2]
     return _law_of_all(p, law, best, seed) if several else _one_curve(p, level, best, min(losses))
 
 
@@ -140,16 +142,16 @@ def _law_of_all(p: _Points, law: _Law, best: np.ndarray, seed: int) -> ElbowFit:
     left = (p.y - fitted[p.place]) * math.sqrt(p.n_runs / freedom) * wider
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(p.n_runs, _DRAWS))
     elbows, shifts, *_ = law.fit(p.means(fitted[p.place][:, None] + left[:, None] * signs[p.run]))
-    (lo, hi), (shift_lo, shift_hi) = _interval(elbows), _interval(shifts)
+    (lo, hi), (shift_lo, shift_hi) = percentiles(elbows, LEVEL), percentiles(shifts, LEVEL)
     moves: dict[str, Any] = {"shift": shift, "shift_lo": shift_lo, "shift_hi": shift_hi}
     if shift_hi >= 0:
         return ElbowFit(**moves, reason="more examples do not move the elbow to smaller sizes for sure")
     open_below, open_above = lo <= law.ends[0], hi >= law.ends[1]
+    if open_below and open_above:
+        return ElbowFit(**moves, reason="not told")
     if open_below or open_above:
-        side = f"above {10**lo:,.0f}" if not open_below else f"below {10**hi:,.0f}" if not open_above else "anywhere"
-        return ElbowFit(
-            **moves, reason=f"only one side is told: {side} parameters" if side != "anywhere" else "not told"
-        )
+        side = f"below {10**hi:,.0f}" if open_below else f"above {10**lo:,.0f}"
+        return ElbowFit(**moves, reason=f"only one side is told: {side} parameters")
     return ElbowFit(elbow=elbow, lo=lo, hi=hi, slope=slope, **moves)
 
 
@@ -163,7 +165,7 @@ def _one_elbow_does(p: _Points, law: _Law, best: np.ndarray) -> bool:
         same.m, same.mean, same.count = 0 * p.m, p.mean / height, p.count * height**2  # the same loss, without growth
         one = _Law(same, law.ends, np.zeros(1), 1.0).with_level()
         least = min(least, float(one.loss(one.fit(same.mean[:, None]), same.mean[:, None])[0]))
-    return least - float(law.loss(best, p.mean[:, None])[0]) < (_LEVELS * p.noise) ** 2
+    return least - float(law.loss(best, p.mean[:, None])[0]) < (_BETTER * p.noise) ** 2
 
 
 def _refusal(p: _Points, several: bool) -> str:
@@ -173,18 +175,13 @@ def _refusal(p: _Points, several: bool) -> str:
     if (n := len(np.unique(p.x))) < MIN_SIZES:
         return f"{n} sizes, an elbow needs {MIN_SIZES}"
     smallest, largest = p.mean[p.x == p.x.min()], p.mean[p.x == p.x.max()]
-    if not several:
-        if largest[0] < 3 * p.error:
-            return "the largest size is not surely above chance: no elbow is told"
-        if smallest[0] > 3 * p.error:
-            return "the smallest size is above chance: the elbow is below all sizes"
-        return ""
-    if (n := len(np.unique(p.m))) < MIN_EXAMPLES:
+    if several and (n := len(np.unique(p.m))) < MIN_EXAMPLES:
         return f"{n} numbers of examples, a law needs {MIN_EXAMPLES}"
+    ever = " after any number of examples"
     if largest.max() < 3 * p.error:
-        return "the largest size is not surely above chance after any number of examples"
+        return "the largest size is not surely above chance" + (ever if several else ": no elbow is told")
     if smallest.min() > 3 * p.error:
-        return "the smallest size is above chance after any number of examples"
+        return "the smallest size is above chance" + (ever if several else ": the elbow is below all sizes")
     return ""
 
 
@@ -192,8 +189,8 @@ class _Law:
     """Accuracy above chance at the places of some points, by elbow at no examples, shift, slope and level (4, B)."""
 
     def __init__(self, points: _Points, ends: tuple[float, float], shifts: np.ndarray, most: float) -> None:
-        self.points, self.ends, self.moves, self.top = points, ends, len(shifts) > 1, most
-        self.free = [0, 1, 2] if self.moves else [0, 2]
+        self.points, self.ends, self.top = points, ends, most
+        self.free = [0, 1, 2] if len(shifts) > 1 else [0, 2]
         elbows = np.linspace(*ends, 2 + int((ends[1] - ends[0]) / _ELBOW_STEP))
         self.starts = np.stack([axis.ravel() for axis in np.meshgrid(elbows, shifts, indexing="ij")])
 
@@ -262,8 +259,3 @@ class _Law:
             least[better], law[2, better] = now[better], slope
             law[:2, better] = self.starts[:, i[better]]
         return law
-
-
-def _interval(values: np.ndarray) -> tuple[float, float]:
-    lo, hi = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(lo), float(hi)
